@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <deq/backward/concept.hpp>
+#include <deq/solver/broyden.hpp>
+#include <deq/solver/concept.hpp>
+
+namespace deq {
+
+/// Implicit differentiation: solves (I - J^T) w = h, as the fixed point w = J^T w + h from w = 0, with any
+/// solver: Broyden (20 iterations in the paper), Gmres, Anderson, FixedPoint. Exact as far as the
+/// solver's tolerance goes; costs one VJP an iteration.
+template <class LinearSolver = Broyden<>>
+struct Implicit {
+  static constexpr bool needs_inverse = false;
+
+  LinearSolver solver = {};
+
+  template <class B>
+  struct Workspace {
+    AdjointReport report;
+    typename LinearSolver::template Workspace<B> solve;
+    Array<B> packed;
+  };
+
+  template <class B, Linearization<B> Jacobian, class Inverse>
+  void adjoint(Samples everybody, Jacobian& jacobian, const Inverse*,
+               BatchView<const typename B::Scalar> h, BatchView<typename B::Scalar> w,
+               Workspace<B>& ws) const {
+    AdjointMap<B, Jacobian> map(jacobian, h, everybody, ws.packed);
+    static_assert(SolverFor<LinearSolver, AdjointMap<B, Jacobian>>,
+                  "deq: Implicit<LinearSolver> needs a solver (Broyden, Gmres, Anderson, FixedPoint)");
+    B::fill(w.data, w.size(), 0);
+    solver.template solve<KeepInverse::no>(map, w, ws.solve, NoObserver{});
+    ws.report.reset(h.count);
+    for (std::size_t s = 0; s < ws.report.samples.size(); ++s) {
+      ws.report.samples[s].vjps = ws.solve.report.samples[s].evaluations;
+      ws.report.samples[s].status = ws.solve.report.samples[s].status;
+    }
+  }
+};
+
+}  // namespace deq

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+// One loop over independent pieces of work, shared by a fixed team of threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include <deq/core/error.hpp>
+#include <deq/core/types.hpp>
+
+#ifdef DEQ_WITH_OPENMP
+#include <omp.h>
+#endif
+
+namespace deq {
+
+namespace detail {
+
+/// True on a thread that is inside a parallel_for: a nested loop then runs where it is.
+inline thread_local bool inside_parallel = false;
+
+/// Runs body(i) and keeps the first exception, for the calling thread to rethrow.
+class FirstError {
+ public:
+  template <class Body>
+  void guard(Body&& body) noexcept {
+    try {
+      body();
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+  }
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr error_;
+};
+
+/// The team: sleeps between loops; the caller works as its thread 0.
+class ThreadTeam {
+ public:
+  explicit ThreadTeam(int threads) {
+    for (int t = 1; t < threads; ++t) workers_.emplace_back([this] { work(); });
+  }
+  ~ThreadTeam() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+  ThreadTeam(const ThreadTeam&) = delete;
+  ThreadTeam& operator=(const ThreadTeam&) = delete;
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Runs job(context) once on every thread of the team, the caller included.
+  void run(void (*job)(void*), void* context) {
+    const std::lock_guard one_loop_at_a_time(loop_);
+    {
+      const std::lock_guard lock(mutex_);
+      job_ = job;
+      context_ = context;
+      running_ = static_cast<int>(workers_.size());
+      ++generation_;
+    }
+    wake_.notify_all();
+    job(context);
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return running_ == 0; });
+  }
+
+ private:
+  void work() {
+    std::size_t seen = 0;
+    while (true) {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      if (stopping_) return;
+      seen = generation_;
+      lock.unlock();
+      job_(context_);
+      lock.lock();
+      if (--running_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex loop_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  void (*job_)(void*) = nullptr;
+  void* context_ = nullptr;
+  std::size_t generation_ = 0;
+  int running_ = 0;
+  bool stopping_ = false;
+  std::vector<std::thread> workers_;
+};
+
+struct Team {
+  std::mutex mutex;
+  std::unique_ptr<ThreadTeam> team;
+  int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+
+  static Team& instance() {
+    static Team team;
+    return team;
+  }
+  ThreadTeam& get() {
+    const std::lock_guard lock(mutex);
+    if (!team || team->size() != threads) {
+      team.reset();
+      team = std::make_unique<ThreadTeam>(threads);
+    }
+    return *team;
+  }
+};
+
+}  // namespace detail
+
+/// Threads that a parallel_for uses; all hardware threads unless set.
+inline int num_threads() { return detail::Team::instance().threads; }
+
+/// Sets the number of threads, >= 1. Not while a parallel_for is running. No result depends on it.
+inline void set_num_threads(int threads) {
+  require(threads >= 1, "set_num_threads: threads must be >= 1, got ", threads);
+  detail::Team::instance().threads = threads;
+}
+
+/// Calls body(i) for i in [0, n), in any order and on any thread of the team; idle threads take the
+/// next index, so uneven pieces balance. The first exception is rethrown here. Nested loops run on
+/// the calling thread. `serial` (a guess that the work is too small to share) keeps it there as well.
+template <class Body>
+void parallel_for(Index n, Body&& body, bool serial = false) {
+  if (serial || n <= 1 || detail::inside_parallel || num_threads() == 1) {
+    for (Index i = 0; i < n; ++i) body(i);
+    return;
+  }
+  detail::FirstError error;
+#ifdef DEQ_WITH_OPENMP
+#pragma omp parallel for schedule(dynamic) num_threads(num_threads())
+  for (Index i = 0; i < n; ++i) {
+    detail::inside_parallel = true;
+    error.guard([&] { body(i); });
+    detail::inside_parallel = false;
+  }
+#else
+  struct Loop {
+    std::atomic<Index> next{0};
+    Index n;
+    Body& body;
+    detail::FirstError& error;
+  } loop{{}, n, body, error};
+  detail::Team::instance().get().run(
+      [](void* context) {
+        Loop& l = *static_cast<Loop*>(context);
+        detail::inside_parallel = true;
+        for (Index i = l.next++; i < l.n; i = l.next++) l.error.guard([&] { l.body(i); });
+        detail::inside_parallel = false;
+      },
+      &loop);
+#endif
+  error.rethrow();
+}
+
+}  // namespace deq

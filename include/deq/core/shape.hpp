@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <initializer_list>
+#include <ostream>
+#include <span>
+
+#include <deq/core/error.hpp>
+#include <deq/core/types.hpp>
+
+namespace deq {
+
+/// The extents of a row-major tensor, outermost first. Feature maps are NCHW: (samples, channels,
+/// height, width). At most `max_rank` dimensions; a scalar has rank 0.
+class Shape {
+ public:
+  static constexpr Index max_rank = 6;
+
+  Shape() = default;
+  Shape(std::initializer_list<Index> extents)
+      : Shape(std::span<const Index>(extents.begin(), extents.size())) {}
+  explicit Shape(std::span<const Index> extents) : rank_(static_cast<Index>(extents.size())) {
+    require<ShapeError>(rank_ <= max_rank, "Shape: at most ", max_rank, " dimensions, got ", rank_);
+    for (Index i = 0; i < rank_; ++i) {
+      extent_[static_cast<std::size_t>(i)] = extents[static_cast<std::size_t>(i)];
+      require<ShapeError>((*this)[i] >= 0, "Shape: extent ", i, " is negative: ", (*this)[i]);
+    }
+  }
+
+  Index rank() const { return rank_; }
+  /// Extent of dimension i; a negative i counts from the last.
+  Index operator[](Index i) const {
+    return extent_[static_cast<std::size_t>(i < 0 ? i + rank_ : i)];
+  }
+  Index& operator[](Index i) { return extent_[static_cast<std::size_t>(i < 0 ? i + rank_ : i)]; }
+  /// Number of elements.
+  Index size() const { return product(0, rank_); }
+  /// Product of the extents [first, last).
+  Index product(Index first, Index last) const {
+    Index n = 1;
+    for (Index i = first; i < last; ++i) n *= (*this)[i];
+    return n;
+  }
+  std::span<const Index> extents() const {
+    return {extent_.data(), static_cast<std::size_t>(rank_)};
+  }
+
+  friend bool operator==(const Shape& a, const Shape& b) {
+    if (a.rank_ != b.rank_) return false;
+    for (Index i = 0; i < a.rank_; ++i)
+      if (a[i] != b[i]) return false;
+    return true;
+  }
+  friend std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+    out << '(';
+    for (Index i = 0; i < shape.rank_; ++i) out << (i ? ", " : "") << shape[i];
+    return out << ')';
+  }
+
+ private:
+  std::array<Index, max_rank> extent_{};
+  Index rank_ = 0;
+};
+
+}  // namespace deq

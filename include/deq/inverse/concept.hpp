@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+// The inverse Jacobian as an object. It is what a forward solve leaves behind, and what GDEQ uses.
+#pragma once
+
+#include <concepts>
+#include <vector>
+
+#include <deq/backend/array.hpp>
+#include <deq/backend/concept.hpp>
+
+namespace deq {
+
+/// H ~ (dg/dz)^-1 = (J - I)^-1, one per sample, for the residual g(z) = f(z) - z. With no knowledge of
+/// J it is H = -I. Const and shareable: whatever a product needs beside H is passed in as scratch.
+///   apply            y_s = H_s x_s          (acts on residuals)
+///   apply_transpose  y_s = H_s^T x_s        (acts on cotangents; the adjoint is w = -H^T h)
+/// for whole batches x, y (D x B) that do not overlap.
+template <class H, class B>
+concept InverseJacobian =
+    Backend<B> && requires(const H& h, Samples a, BatchView<const typename B::Scalar> x,
+                           BatchView<typename B::Scalar> y, Array<B>& scratch) {
+      { h.dim() } -> std::convertible_to<Index>;
+      h.apply(a, x, y, scratch);
+      h.apply_transpose(a, x, y, scratch);
+    };
+
+/// An inverse that Broyden's method can build, step by step: see LowRankPairs and BroydenSteps.
+///   prepare(dim, memory, count)           memory for `count` samples
+///   advance(a, g, d, length, fresh, skipped)
+///       after the step z += length_s d_s to a point with residual g: performs the rank-one update
+///       and replaces d by the next direction -H g
+template <class H, class B>
+concept QuasiNewtonInverse = InverseJacobian<H, B> && H::is_quasi_newton;
+
+/// What happens when a limited memory of m pairs is full.
+enum class WhenFull {
+  /// The new pair is formed with all m pairs, then the oldest is dropped: the paper's choice. H no
+  /// longer meets the newest secant exactly.
+  discard_oldest,
+  /// The oldest pair is dropped first, then the new one is formed without it: the newest secant
+  /// H dg = dz holds.
+  discard_oldest_first,
+  /// All pairs are dropped, H = -I, and the iteration starts afresh from the current iterate.
+  restart,
+  /// H stays as it is.
+  freeze,
+};
+
+/// Sample s of an inverse as a dense column-major D x D matrix, on the host: for tests. Costs D
+/// products.
+template <Backend B, InverseJacobian<B> H>
+std::vector<typename B::Scalar> to_dense(const H& h, Index sample) {
+  using S = typename B::Scalar;
+  const Index dim = h.dim();
+  Array<B> x, y, scratch;
+  const BatchView<S> unit = x.batch(dim, sample + 1), column = y.batch(dim, sample + 1);
+  Array<B, Index> id(1);
+  B::upload_bytes(id.data(), &sample, sizeof sample);
+  std::vector<S> dense(static_cast<std::size_t>(dim * dim));
+  const S one = 1;
+  for (Index i = 0; i < dim; ++i) {
+    B::fill(unit.col(sample), dim, 0);
+    B::upload_bytes(unit.col(sample) + i, &one, sizeof one);
+    h.apply({id.data(), 1}, unit, column, scratch);
+    B::download_bytes(dense.data() + i * dim, column.col(sample),
+                      static_cast<std::size_t>(dim) * sizeof(S));
+  }
+  return dense;
+}
+
+}  // namespace deq

@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <typeindex>
+#include <utility>
+#include <vector>
+
+#include <deq/backward/certificate.hpp>
+#include <deq/backward/gdeq.hpp>
+#include <deq/backward/unrolled.hpp>
+#include <deq/core/parallel.hpp>
+#include <deq/layer/arguments.hpp>
+#include <deq/layer/taped_map.hpp>
+#include <deq/solver/broyden.hpp>
+
+namespace deq {
+
+namespace detail {
+
+/// Objects that are expensive to make, lent to whichever thread comes next.
+template <class T>
+class LendingPool {
+ public:
+  class Loan {
+   public:
+    explicit Loan(LendingPool& pool) : pool_(pool), object_(pool.take()) {}
+    ~Loan() { pool_.give_back(std::move(object_)); }
+    Loan(const Loan&) = delete;
+    Loan& operator=(const Loan&) = delete;
+    T& operator*() { return *object_; }
+
+   private:
+    LendingPool& pool_;
+    std::unique_ptr<T> object_;
+  };
+
+ private:
+  std::unique_ptr<T> take() {
+    const std::lock_guard lock(mutex_);
+    if (free_.empty()) return std::make_unique<T>();
+    std::unique_ptr<T> object = std::move(free_.back());
+    free_.pop_back();
+    return object;
+  }
+  void give_back(std::unique_ptr<T> object) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(object));
+  }
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<T>> free_;
+};
+
+/// Lets pieces of work that finish in any order act one after the other, in the order of their index:
+/// a sum over them has the same bits for any number of threads.
+class InOrder {
+ public:
+  /// One piece's turn. It passes on when the piece has acted, or has failed before it could.
+  class Turn {
+   public:
+    Turn(InOrder& order, Index index) : order_(order), index_(index) {}
+    ~Turn() {
+      wait();
+      const std::lock_guard lock(order_.mutex_);
+      ++order_.next_;
+      order_.moved_.notify_all();
+    }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+    void wait() {
+      std::unique_lock lock(order_.mutex_);
+      order_.moved_.wait(lock, [this] { return order_.next_ == index_; });
+    }
+
+   private:
+    InOrder& order_;
+    Index index_;
+  };
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable moved_;
+  Index next_ = 0;
+};
+
+template <class P>
+inline constexpr bool unrolls = requires { P::unrolls; };
+
+}  // namespace detail
+
+/// How a batch is cut into blocks: a thread carries one block at a time through the whole solve, while it
+/// stays in its cache. The blocks do not depend on the number of threads, so neither do the results.
+struct Schedule {
+  /// Samples a block; 0 chooses about 64 Ki numbers of state, at most 64 samples.
+  Index block = 0;
+
+  Index block_size(Index dim, Index count, Scope scope) const {
+    require(block >= 0, "Schedule: block must be >= 0, got ", block);
+    if (scope == Scope::batch) return count;
+    if (block > 0) return block;
+    return std::clamp<Index>(65536 / std::max<Index>(dim, 1), 1, 64);
+  }
+};
+
+/// The gradients of a loss through an equilibrium.
+template <Backend B>
+struct EquilibriumGradients {
+  std::vector<Tensor<B>> inputs;  ///< dl/dx_i, of the shape of x_i
+  std::vector<Tensor<B>> params;  ///< dl/dtheta_i, of the shape of theta_i
+  Tensor<B> adjoint;              ///< w, of the shape of z
+  AdjointReport report;
+};
+
+/// An equilibrium layer: z* = f(z*, x, theta), found by `Solver`, differentiated by `Policy`.
+///
+///     auto layer = equilibrium<Broyden<>, Gdeq>(f);
+///     auto eq = layer.solve(z0, inputs(x), params(W, b));       // eq.z, eq.report
+///     auto grad = layer.gradient(eq, h);                        // h = dl/dz*, of the shape of z
+///
+/// f is a generic callable f(z, x..., theta...) of tensors, (N, state...) in and out, that treats the N
+/// samples alike and apart. It is shared by threads, so its call must be const in effect.
+template <class Solver, BackwardPolicy Policy, class F>
+class Equilibrium {
+ public:
+  Solver solver;
+  Policy policy;
+  Schedule schedule = {};
+  bool certified = false;  ///< report the adjoint residual of every gradient; one VJP more
+
+  explicit Equilibrium(F f, Solver s = {}, Policy p = {})
+      : solver(std::move(s)), policy(std::move(p)), f_(std::move(f)) {}
+
+  const F& function() const { return f_; }
+
+  /// z* with what its gradient needs: the arguments, and the inverse Jacobian if the policy wants it.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  class Solution {
+    using Kept = std::conditional_t<Policy::needs_inverse, typename Solver::template Inverse<B>,
+                                    NoInverse>;
+
+   public:
+    Tensor<B> z;         ///< (N, state...), the best iterates
+    SolveReport report;  ///< one entry a sample
+    AdjointReport adjoint_report;  ///< of the last backward pass through a tape
+
+    /// The inverse Jacobian of block b of samples: const, and shared with whoever keeps the pointer.
+    std::shared_ptr<const Kept> inverse(Index block) const
+      requires(Policy::needs_inverse)
+    {
+      return blocks_[static_cast<std::size_t>(block)].inverse;
+    }
+    Index block_size() const { return block_size_; }
+
+   private:
+    friend class Equilibrium;
+    struct Block {
+      Index first = 0, count = 0;
+      std::shared_ptr<Kept> inverse;
+    };
+    Shape state_;
+    Index block_size_ = 0;
+    Tensor<B> start_;  ///< z0, where an unrolled computation is recorded again
+    std::vector<Tensor<B>> x_, theta_;
+    std::vector<Block> blocks_;
+  };
+
+  /// Solves for every sample, starting at z0 (N, state...).
+  template <Backend B, std::size_t NX, std::size_t NP>
+  Solution<B, NX, NP> solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
+                            const Params<Tensor<B>, NP>& theta) {
+    Solution<B, NX, NP> solution;
+    solve(z0, x, theta, solution);
+    return solution;
+  }
+  template <Backend B>
+  auto solve(const Tensor<B>& z0) {
+    return solve(z0, no_inputs<Tensor<B>>(), no_params<Tensor<B>>());
+  }
+
+  /// The same into a solution that is used again: its memory serves once more.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  void solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x, const Params<Tensor<B>, NP>& theta,
+             Solution<B, NX, NP>& solution) {
+    check_policy<B>();
+    begin(z0, x, theta, solution);
+    auto& pool = workspaces<B, NX, NP>();
+    std::vector<SampleReport>& samples = solution.report.samples;
+    parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
+      typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
+      auto& ws = *loan;
+      auto& block = solution.blocks_[static_cast<std::size_t>(b)];
+      bind(ws, solution, block);
+      solve_block(ws, solution.z.batch().columns(block.first, block.count), block);
+      std::copy(ws.report().samples.begin(), ws.report().samples.end(),
+                samples.begin() + block.first);
+      for (const auto trace : {&SolveReport::relative_trace, &SolveReport::absolute_trace})
+        for (std::size_t s = 0; s < (ws.report().*trace).size(); ++s)
+          (solution.report.*trace)[static_cast<std::size_t>(block.first) + s] =
+              (ws.report().*trace)[s];
+      ws.map.release();
+    });
+  }
+
+  /// f(z*, x, theta): one application more. Its gradient is that of z*, so that `gradient` serves both;
+  /// the original MDEQ trains on it.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  Tensor<B> apply(const Solution<B, NX, NP>& solution) {
+    Tensor<B> out(solution.z.shape());
+    auto& pool = workspaces<B, NX, NP>();
+    parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
+      typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
+      auto& ws = *loan;
+      const auto& block = solution.blocks_[static_cast<std::size_t>(b)];
+      bind(ws, solution, block);
+      ws.map.evaluate(ws.everybody(block.count), solution.z.batch().columns(block.first, block.count),
+                      out.batch().columns(block.first, block.count));
+      ws.map.release();
+    });
+    return out;
+  }
+
+  /// dl/dx and dl/dtheta from h = dl/dz* (N, state...). The same bits for any number of threads.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  EquilibriumGradients<B> gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h) {
+    EquilibriumGradients<B> g;
+    for (const Tensor<B>& x : solution.x_) g.inputs.emplace_back(x.shape());
+    for (const Tensor<B>& p : solution.theta_) g.params.emplace_back(p.shape());
+    gradient(solution, h, g);
+    return g;
+  }
+
+  /// The same into tensors that exist already; overwrites them. An empty tensor in g.inputs or g.params
+  /// is a gradient that nobody wants; it is not computed.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  void gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h,
+                EquilibriumGradients<B>& g) {
+    require<ShapeError>(h.shape() == solution.z.shape(), "Equilibrium::gradient: h has shape ",
+                        h.shape(), ", z has ", solution.z.shape());
+    require(g.inputs.size() == solution.x_.size() && g.params.size() == solution.theta_.size(),
+            "Equilibrium::gradient: needs ", solution.x_.size(), " input and ",
+            solution.theta_.size(), " parameter gradients, got ", g.inputs.size(), " and ",
+            g.params.size());
+    if (g.adjoint.shape() != h.shape() || !g.adjoint.unique()) g.adjoint = Tensor<B>(h.shape());
+    g.report.reset(h.extent(0));
+    auto& pool = workspaces<B, NX, NP>();
+    detail::InOrder order;
+    parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
+      detail::InOrder::Turn turn(order, b);
+      typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
+      auto& ws = *loan;
+      const auto& block = solution.blocks_[static_cast<std::size_t>(b)];
+      bind(ws, solution, block);
+      const auto w = adjoint_of_block(ws, solution, block, h, g);
+
+      ws.x_grad.clear();
+      for (const Tensor<B>& x : g.inputs)
+        ws.x_grad.push_back(x ? x.rows(block.first, block.count) : Tensor<B>());
+      // The first block's parameter gradients go straight to their place, the others are added.
+      ws.theta_grad.clear();
+      for (const Tensor<B>& p : g.params)
+        ws.theta_grad.push_back(b == 0 || !p ? p : Tensor<B>(p.shape()));
+      ws.map.pull_back(w, ws.x_grad, ws.theta_grad);
+      turn.wait();
+      if (b > 0)
+        for (std::size_t i = 0; i < g.params.size(); ++i)
+          if (g.params[i]) add(ws.theta_grad[i], g.params[i]);
+      ws.x_grad.clear();
+      ws.theta_grad.clear();
+      ws.map.release();
+    });
+  }
+
+ private:
+  template <Backend B, std::size_t NX, std::size_t NP>
+  struct Workspace {
+    TapedMap<B, F, NX, NP> map;
+    typename Solver::template Workspace<B> solve;
+    typename Policy::template Workspace<B> adjoint;
+    CertificateWorkspace<B> certificate;
+    SolveReport unrolled_report;
+    Array<B> residual, norms;
+    Array<B, Index> identity;
+    std::vector<Tensor<B>> x_rows, x_grad, theta_grad;
+
+    const SolveReport& report() const {
+      if constexpr (detail::unrolls<Policy>)
+        return unrolled_report;
+      else
+        return solve.report;
+    }
+    Samples everybody(Index count) {
+      if (identity.size() < count) {
+        std::vector<Index> ids(static_cast<std::size_t>(count));
+        for (Index s = 0; s < count; ++s) ids[static_cast<std::size_t>(s)] = s;
+        identity.resize(count);
+        B::upload_bytes(identity.data(), ids.data(), ids.size() * sizeof(Index));
+      }
+      return {identity.data(), count};
+    }
+  };
+
+  template <Backend B>
+  static constexpr void check_policy() {
+    static_assert(!Policy::needs_inverse || LeavesInverse<Solver, B>,
+                  "deq: Gdeq needs the inverse Jacobian of the forward solve, and this solver leaves "
+                  "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
+  }
+
+  template <Backend B, std::size_t NX, std::size_t NP>
+  void begin(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x, const Params<Tensor<B>, NP>& theta,
+             Solution<B, NX, NP>& solution) const {
+    require<ShapeError>(z0.shape().rank() >= 1, "Equilibrium: z0 must be (N, state...)");
+    const Index count = z0.extent(0);
+    for (const Tensor<B>& xi : x.list)
+      require<ShapeError>(xi.shape().rank() >= 1 && xi.extent(0) == count,
+                          "Equilibrium: z0 holds ", count, " samples, an input has shape ",
+                          xi.shape());
+    solution.z = z0.clone();
+    if constexpr (detail::unrolls<Policy>) solution.start_ = z0;
+    solution.state_ = Shape(z0.shape().extents().subspan(1));
+    solution.x_.assign(x.list.begin(), x.list.end());
+    solution.theta_.assign(theta.list.begin(), theta.list.end());
+    solution.report.samples.resize(static_cast<std::size_t>(count));
+    const std::size_t traces = solver.stopping.trace ? static_cast<std::size_t>(count) : 0;
+    solution.report.relative_trace.resize(traces);
+    solution.report.absolute_trace.resize(traces);
+    const Index size = schedule.block_size(solution.state_.size(), count, solver.stopping.scope);
+    solution.block_size_ = size;
+    solution.blocks_.resize(static_cast<std::size_t>(size > 0 ? (count + size - 1) / size : 0));
+    for (std::size_t b = 0; b < solution.blocks_.size(); ++b) {
+      solution.blocks_[b].first = static_cast<Index>(b) * size;
+      solution.blocks_[b].count = std::min(size, count - solution.blocks_[b].first);
+    }
+  }
+
+  template <class Ws, class Sol, class Block>
+  void bind(Ws& ws, const Sol& solution, const Block& block) {
+    ws.x_rows.clear();
+    for (const auto& x : solution.x_) ws.x_rows.push_back(x.rows(block.first, block.count));
+    ws.map.bind(f_, solution.state_, ws.x_rows, solution.theta_);
+    ws.x_rows.clear();
+  }
+
+  template <class Ws, class View, class Block>
+  void solve_block(Ws& ws, View z, Block& block) {
+    if constexpr (detail::unrolls<Policy>) {
+      unroll(ws, z);
+    } else if constexpr (Policy::needs_inverse) {
+      solver.template solve<KeepInverse::yes>(ws.map, z, ws.solve, NoObserver{});
+      // The block takes the inverse, the workspace the memory of the one it replaces, unless somebody
+      // else still shares that.
+      using Inverse = std::remove_reference_t<decltype(ws.solve.inverse)>;
+      if (!block.inverse || block.inverse.use_count() > 1)
+        block.inverse = std::make_shared<Inverse>();
+      std::swap(*block.inverse, ws.solve.inverse);
+    } else {
+      solver.template solve<KeepInverse::no>(ws.map, z, ws.solve, NoObserver{});
+    }
+  }
+
+  /// n applications of f in place; the report gives the last step.
+  template <class Ws, class View>
+  void unroll(Ws& ws, View z) {
+    using B = typename decltype(ws.map)::Backend;
+    using S = typename B::Scalar;
+    require(policy.n >= 1, "Unrolled: n must be >= 1, got ", policy.n);
+    const Samples everybody = ws.everybody(z.count);
+    const BatchView<S> next = ws.residual.batch(z.dim, z.count);
+    ws.norms.resize(2 * z.count);
+    for (int k = 0; k < policy.n; ++k) {
+      ws.map.evaluate(everybody, z, next);
+      // z <- f(z) - z, for its norm, then z <- f(z)
+      if (k + 1 == policy.n)
+        B::residual(everybody, next, z, z, ws.norms.data(), ws.norms.data() + z.count);
+      B::copy(everybody, next, z);
+    }
+    std::vector<S> norms(static_cast<std::size_t>(2 * z.count));
+    B::download_bytes(norms.data(), ws.norms.data(), norms.size() * sizeof(S));
+    ws.unrolled_report.samples.assign(static_cast<std::size_t>(z.count), {});
+    for (std::size_t s = 0; s < ws.unrolled_report.samples.size(); ++s) {
+      SampleReport& r = ws.unrolled_report.samples[s];
+      r.status = SolveStatus::budget_exhausted;
+      r.iterations = r.best_iteration = r.evaluations = policy.n;
+      r.absolute = std::sqrt(static_cast<double>(norms[s]));
+      r.relative = r.absolute /
+                   (std::sqrt(static_cast<double>(norms[s + static_cast<std::size_t>(z.count)])) + 1e-9);
+    }
+  }
+
+  /// Records f where the gradient is taken and returns the cotangent w that belongs there.
+  template <class Ws, class Sol, class Block, Backend B>
+  BatchView<const typename B::Scalar> adjoint_of_block(Ws& ws, const Sol& solution,
+                                                       const Block& block, const Tensor<B>& h,
+                                                       EquilibriumGradients<B>& g) {
+    using S = typename B::Scalar;
+    const BatchView<const S> hb = h.batch().columns(block.first, block.count);
+    const BatchView<S> w = g.adjoint.batch().columns(block.first, block.count);
+    const Samples everybody = ws.everybody(block.count);
+    if constexpr (detail::unrolls<Policy>) {
+      B::copy(everybody, hb, w);
+      ws.map.record(solution.start_.batch().columns(block.first, block.count), policy.n);
+    } else {
+      auto& jacobian =
+          ws.map.linearize(solution.z.batch().columns(block.first, block.count));
+      policy.template adjoint<B>(everybody, jacobian, block.inverse.get(), hb, w, ws.adjoint);
+      if (certified)
+        certify<B>(everybody, jacobian, hb, BatchView<const S>(w), ws.certificate, ws.adjoint.report);
+      std::copy(ws.adjoint.report.samples.begin(), ws.adjoint.report.samples.end(),
+                g.report.samples.begin() + block.first);
+    }
+    return w;
+  }
+
+  template <Backend B>
+  static void add(const Tensor<B>& from, const Tensor<B>& to) {
+    using S = typename B::Scalar;
+    elementwise(B{}, to.size(), [](S a, S b) { return a + b; }, to.data(), to.data(), from.data());
+  }
+
+  /// The workspaces for one kind of arguments; they live as long as the layer.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  detail::LendingPool<Workspace<B, NX, NP>>& workspaces() {
+    using Pool = detail::LendingPool<Workspace<B, NX, NP>>;
+    const std::lock_guard lock(*pools_mutex_);
+    for (auto& [type, pool] : pools_)
+      if (type == std::type_index(typeid(Pool))) return *static_cast<Pool*>(pool.get());
+    pools_.emplace_back(typeid(Pool), std::make_shared<Pool>());
+    return *static_cast<Pool*>(pools_.back().second.get());
+  }
+
+  F f_;
+  std::unique_ptr<std::mutex> pools_mutex_ = std::make_unique<std::mutex>();
+  std::vector<std::pair<std::type_index, std::shared_ptr<void>>> pools_;
+};
+
+/// An equilibrium layer of f, solver and gradient method chosen at compile time.
+template <class Solver = Broyden<>, BackwardPolicy Policy = Gdeq, class F>
+Equilibrium<Solver, Policy, F> equilibrium(F f, Solver solver = {}, Policy policy = {}) {
+  return Equilibrium<Solver, Policy, F>(std::move(f), std::move(solver), std::move(policy));
+}
+
+}  // namespace deq

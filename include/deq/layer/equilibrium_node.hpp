@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <deq/layer/equilibrium.hpp>
+
+namespace deq {
+
+/// Which value an equilibrium hands on to the rest of a network.
+enum class Output {
+  state,    ///< z*, the solver's result
+  applied,  ///< f(z*), one application more: what the original MDEQ trains on
+};
+
+namespace detail {
+
+/// An equilibrium as one operation of an outer tape: its arguments are x... and theta..., its value z*
+/// or f(z*), its VJP the layer's gradient. The iterations of the solver never enter the tape.
+template <class Layer, class Solution, class B>
+struct EquilibriumOperation {
+  static constexpr bool saves_inputs = false, saves_output = false;
+
+  Layer* layer;
+  Solution* solution;
+  std::size_t inputs;
+  Tensor<B> value;
+
+  Tensor<B> forward(std::span<const Tensor<B>>) { return std::move(value); }
+
+  void vjp(const Reverse<B>& r) const {
+    EquilibriumGradients<B> g;
+    for (std::size_t i = 0; i < r.grad.size(); ++i) {
+      std::vector<Tensor<B>>& list = i < inputs ? g.inputs : g.params;
+      list.push_back(r.grad[i] ? Tensor<B>(r.grad[i].shape()) : Tensor<B>());
+    }
+    layer->gradient(*solution, r.cotangent, g);
+    for (std::size_t i = 0; i < r.grad.size(); ++i)
+      if (r.grad[i]) r.grad[i].add(i < inputs ? g.inputs[i] : g.params[i - inputs]);
+    solution->adjoint_report = std::move(g.report);
+  }
+};
+
+}  // namespace detail
+
+/// Solves, and records the equilibrium as one node of the tape that x and theta live on. `solution` keeps
+/// the state, the inverse and the reports (solution.report, and after the backward pass
+/// solution.adjoint_report); layer and solution must outlive the tape's use of the node.
+template <class Layer, Backend B, std::size_t NX, std::size_t NP, class Solution>
+Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<Var<B>, NX>& x,
+                          const Params<Var<B>, NP>& theta, Output output, Solution& solution) {
+  const auto values = [](const auto& vars) {
+    std::vector<Tensor<B>> list;
+    for (const Var<B>& v : vars) list.push_back(v.value());
+    return list;
+  };
+  const std::vector<Tensor<B>> x_values = values(x.list), theta_values = values(theta.list);
+  layer.solve(z0, inputs(std::span<const Tensor<B>>(x_values)),
+              params(std::span<const Tensor<B>>(theta_values)), solution);
+  std::vector<Var<B>> arguments(x.list.begin(), x.list.end());
+  arguments.insert(arguments.end(), theta.list.begin(), theta.list.end());
+  detail::EquilibriumOperation<Layer, Solution, B> operation{
+      &layer, &solution, x_values.size(),
+      output == Output::state ? solution.z : layer.apply(solution)};
+  return record_list(std::move(operation), std::span<const Var<B>>(arguments));
+}
+
+}  // namespace deq

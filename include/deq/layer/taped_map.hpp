@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <vector>
+
+#include <deq/core/map.hpp>
+#include <deq/layer/arguments.hpp>
+
+namespace deq {
+
+/// Makes a LinearizableMap of a generic callable f(z, x..., theta...), for one block of samples: called
+/// with tensors it just computes, called with variables it is recorded on a tape. NX and NP are the
+/// extents of Inputs and Params.
+template <Backend B, class F, std::size_t NX, std::size_t NP>
+class TapedMap {
+  using S = typename B::Scalar;
+
+ public:
+  using Backend = B;
+
+  /// A block of samples: z has the shape of one sample's state; x are that block's rows.
+  void bind(F& f, const Shape& state, std::span<const Tensor<B>> x,
+            std::span<const Tensor<B>> theta) {
+    f_ = &f;
+    state_ = state;
+    x_.assign(x.begin(), x.end());
+    theta_.assign(theta.begin(), theta.end());
+    gathered_for_.clear();
+  }
+  /// Lets go of every tensor, and of the recording.
+  void release() {
+    tape_.clear();
+    z_ = output_ = {};
+    for (auto* list : {&x_vars_, &theta_vars_}) list->clear();
+    for (auto* list : {&x_, &theta_, &gathered_}) list->clear();
+  }
+
+  Index dim() const { return state_.size(); }
+
+  void evaluate(Samples a, BatchView<const S> z, BatchView<S> out) {
+    const Tensor<B> y = detail::call<NX, NP>(
+        *f_, as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)), std::span(std::as_const(theta_)));
+    check_shape(y.shape(), z.count);
+    B::copy_bytes(out.data, y.data(), static_cast<std::size_t>(out.size()) * sizeof(S));
+  }
+
+  /// Records f once at z, for the whole block; the recording stays valid until the next one.
+  TapedMap& linearize(BatchView<const S> z) { return record(z, 1); }
+
+  /// Records n applications of f, one after the other, from z.
+  TapedMap& record(BatchView<const S> z, int n) {
+    tape_.clear();
+    x_vars_.clear();
+    theta_vars_.clear();
+    z_ = tape_.input(as_tensor(z));
+    for (const Tensor<B>& x : x_) x_vars_.push_back(tape_.input(x));
+    for (const Tensor<B>& p : theta_) theta_vars_.push_back(tape_.input(p));
+    output_ = z_;
+    for (int i = 0; i < n; ++i) {
+      output_ = detail::call<NX, NP>(*f_, output_, std::span(std::as_const(x_vars_)),
+                                     std::span(std::as_const(theta_vars_)));
+      check_shape(output_.shape(), z.count);
+    }
+    return *this;
+  }
+
+  /// out_j = J^T w_j with respect to z. The tape holds the whole block; for fewer samples the others
+  /// get the cotangent 0.
+  void vjp(Samples a, BatchView<const S> w, BatchView<S> out) {
+    const Index count = z_.extent(0);
+    if (a.count == count) return pull_back_to_z(w, out);
+    const BatchView<S> all_w = all_w_.batch(w.dim, count), all_out = all_out_.batch(w.dim, count);
+    B::fill(all_w.data, all_w.size(), 0);
+    B::scatter(a, w, all_w);
+    pull_back_to_z(all_w, all_out);
+    B::gather(a, all_out, out);
+  }
+
+  /// x_grad[i] = (df/dx_i)^T w and theta_grad[i] = (df/dtheta_i)^T w, summed over the block; of the
+  /// same shapes as bound. An empty tensor, or a list that ends early, is a gradient nobody wants.
+  void pull_back(BatchView<const S> w, std::span<const Tensor<B>> x_grad,
+                 std::span<const Tensor<B>> theta_grad) {
+    wrt_.clear();
+    into_.clear();
+    const auto want = [&](const std::vector<Var<B>>& vars, std::span<const Tensor<B>> grads) {
+      for (std::size_t i = 0; i < grads.size(); ++i) {
+        if (!grads[i]) continue;
+        wrt_.push_back(vars[i]);
+        into_.push_back(grads[i]);
+      }
+    };
+    want(x_vars_, x_grad);
+    want(theta_vars_, theta_grad);
+    tape_.vjp(output_, as_tensor(w), wrt_, into_);
+  }
+
+ private:
+  /// A batch as a tensor (count, state...), without a copy. Operations never write to operands.
+  Tensor<B> as_tensor(BatchView<const S> z) const {
+    Shape shape = state_;
+    std::array<Index, Shape::max_rank> extents{z.count};
+    for (Index i = 0; i < shape.rank(); ++i)
+      extents[static_cast<std::size_t>(i + 1)] = state_[i];
+    return Tensor<B>::view(const_cast<S*>(z.data),
+                           Shape(std::span<const Index>(
+                               extents.data(), static_cast<std::size_t>(state_.rank() + 1))));
+  }
+  void check_shape(const Shape& y, Index count) const {
+    const bool fits = y.rank() == state_.rank() + 1 && y[0] == count &&
+                      y.product(1, y.rank()) == state_.size();
+    require<ShapeError>(fits, "f must return the shape of its state, ", count, " samples of ", state_,
+                        "; it returned ", y);
+  }
+  /// The rows of x that belong to the active samples; copied only when the set has changed.
+  const std::vector<Tensor<B>>& inputs_of(Samples a) {
+    if (x_.empty() || a.count == x_[0].extent(0)) return x_;
+    host_ids_.resize(static_cast<std::size_t>(a.count));
+    B::download_bytes(host_ids_.data(), a.id, host_ids_.size() * sizeof(Index));
+    if (host_ids_ != gathered_for_) {
+      gathered_.clear();
+      for (const Tensor<B>& x : x_) {
+        Shape shape = x.shape();
+        shape[0] = a.count;
+        gathered_.emplace_back(shape);
+        B::gather(a, x.batch(), gathered_.back().batch());
+      }
+      std::swap(gathered_for_, host_ids_);
+    }
+    return gathered_;
+  }
+  void pull_back_to_z(BatchView<const S> w, BatchView<S> out) {
+    const Tensor<B> into = as_tensor(out);
+    tape_.vjp(output_, as_tensor(w), std::span(&z_, 1), std::span(&into, 1));
+  }
+
+  F* f_ = nullptr;
+  Shape state_;
+  std::vector<Tensor<B>> x_, theta_, gathered_;
+  std::vector<Index> gathered_for_, host_ids_;
+  Tape<B> tape_;
+  Var<B> z_, output_;
+  std::vector<Var<B>> x_vars_, theta_vars_, wrt_;
+  std::vector<Tensor<B>> into_;
+  Array<B> all_w_, all_out_;
+};
+
+}  // namespace deq

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <deq/core/random.hpp>
+#include <deq/io/safetensors.hpp>
+#include <deq/model/mdeq_function.hpp>
+#include <deq/model/mdeq_layout.hpp>
+#include <deq/nn/parameter.hpp>
+
+namespace deq {
+
+/// The weights of an MDEQ classifier, and what is around its equilibrium: the stem that turns an image
+/// into the injection x_0, the head that turns the equilibrium into logits. The equilibrium itself is
+/// the business of a solver and a backward policy: see MdeqClassifier.
+template <Backend B>
+class Mdeq {
+  using S = typename B::Scalar;
+
+ public:
+  /// A freshly initialised network; the same weights for the same seed.
+  explicit Mdeq(const MdeqConfig& config, std::uint64_t seed = 0) : config_(config), layout_(config) {
+    for (const MdeqLayout::Entry& e : layout_.parameters) parameters_.emplace_back(e.name, e.shape);
+    for (const MdeqLayout::Norm& n : layout_.batch_norms) norms_.emplace_back(n.channels);
+    initialise(seed);
+  }
+
+  const MdeqConfig& config() const { return config_; }
+  const MdeqLayout& layout() const { return layout_; }
+  Parameters<B>& parameters() { return parameters_; }
+  const Parameters<B>& parameters() const { return parameters_; }
+  /// Running statistics, in the order of layout().batch_norms.
+  std::vector<BatchNormState<B>>& batch_norms() { return norms_; }
+
+  /// The values of all parameters, in order: what stem, layer_parameters and head read.
+  std::vector<Tensor<B>> values() const {
+    std::vector<Tensor<B>> list;
+    for (const Parameter<B>& p : parameters_) list.push_back(p.value);
+    return list;
+  }
+
+  /// x_0 (N, C_0, R, R) of the images (N, 3, R, R).
+  template <TensorLike V>
+  V stem(const V& images, std::span<const V> all, BatchNormMode mode) {
+    detail::Cursor<V> p(all.first(layout_.stem_end));
+    std::size_t norm = 0;
+    V a = images;
+    while (!p.empty()) {
+      const V& weight = p.next();
+      a = conv2d(a, weight, {.padding = (weight.extent(2) - 1) / 2});
+      a = relu(normalise(a, p, norm, mode));
+    }
+    return a;
+  }
+
+  /// What f is given: its parameters with the weight norm w = g v / ||v|| carried out, once a pass.
+  template <TensorLike V>
+  std::vector<V> layer_parameters(std::span<const V> all) const {
+    std::vector<V> effective;
+    for (std::size_t i = layout_.stem_end; i < layout_.layer_end; ++i) {
+      if (layout_.parameters[i].initial == Initial::norm_of_v) {
+        effective.push_back(weight_norm(all[i + 1], all[i]));
+        ++i;
+      } else {
+        effective.push_back(all[i]);
+      }
+    }
+    return effective;
+  }
+
+  /// f itself, for `dropout` or without it.
+  MdeqFunction function(bool dropout) const { return {config_, dropout}; }
+
+  /// Logits (N, classes) of a state (N, D).
+  template <TensorLike V>
+  V head(const V& z, std::span<const V> all, BatchNormMode mode) {
+    detail::Cursor<V> p(all.subspan(layout_.layer_end));
+    std::size_t norm = config_.has_stage0() ? 3 : 2;
+    std::vector<V> widened;
+    Index first = 0;
+    for (Index i = 0; i < config_.branches(); ++i) {
+      const Index side = config_.resolution(i);
+      const V y = reshape(slice(z, 1, first, config_.branch_size(i)),
+                          {z.extent(0), config_.channels_of(i), side, side});
+      widened.push_back(bottleneck(y, p, norm, mode));
+      first += config_.branch_size(i);
+    }
+    V t = widened[0];
+    for (std::size_t i = 1; i < widened.size(); ++i) {
+      const V& weight = p.next();
+      t = conv2d(t, weight, p.next(), {.stride = 2, .padding = 1});
+      t = widened[i] + relu(normalise(t, p, norm, mode));
+    }
+    const V& weight = p.next();
+    t = relu(normalise(conv2d(t, weight, p.next()), p, norm, mode));
+    const V& classifier = p.next();
+    return linear(global_average_pool(t), classifier, p.next());
+  }
+
+  /// Reads every parameter and running statistic under its PyTorch name. Names that the network does not
+  /// have are ignored; a missing name or another shape throws FormatError.
+  void load(const SafetensorsFile& file) {
+    for (Parameter<B>& p : parameters_) p.value = read(file, p.name, p.value.shape());
+    for (std::size_t i = 0; i < norms_.size(); ++i) {
+      const std::string& name = layout_.batch_norms[i].name;
+      norms_[i].running_mean = read(file, name + ".running_mean", norms_[i].running_mean.shape());
+      norms_[i].running_var = read(file, name + ".running_var", norms_[i].running_var.shape());
+      const std::string batches = name + ".num_batches_tracked";
+      if (file.contains(batches)) norms_[i].batches = file.read<std::int64_t>(batches).at(0);
+    }
+  }
+  /// Adds every parameter and running statistic under its PyTorch name.
+  void save(SafetensorsWriter& writer) const {
+    const auto add = [&](const std::string& name, const Tensor<B>& t) {
+      writer.add<S>(name, t.shape(), t.to_host());
+    };
+    for (const Parameter<B>& p : parameters_) add(p.name, p.value);
+    for (std::size_t i = 0; i < norms_.size(); ++i) {
+      const std::string& name = layout_.batch_norms[i].name;
+      add(name + ".running_mean", norms_[i].running_mean);
+      add(name + ".running_var", norms_[i].running_var);
+      const std::int64_t batches = norms_[i].batches;
+      writer.add<std::int64_t>(name + ".num_batches_tracked", {}, std::span(&batches, 1));
+    }
+  }
+
+ private:
+  template <class V>
+  V normalise(const V& a, detail::Cursor<V>& p, std::size_t& norm, BatchNormMode mode) {
+    const V& weight = p.next();
+    return batch_norm(a, weight, p.next(), norms_[norm++], mode);
+  }
+
+  template <class V>
+  V bottleneck(const V& y, detail::Cursor<V>& p, std::size_t& norm, BatchNormMode mode) {
+    V a = relu(batch_norm(conv2d(y, p.next()), norms_[norm++], mode));
+    a = relu(batch_norm(conv2d(a, p.next(), {.padding = 1}), norms_[norm++], mode));
+    a = batch_norm(conv2d(a, p.next()), norms_[norm++], mode);
+    const V residual = conv2d(y, p.next());
+    return relu(a + normalise(residual, p, norm, mode));
+  }
+
+  static Tensor<B> read(const SafetensorsFile& file, const std::string& name, const Shape& shape) {
+    require<FormatError>(file.contains(name), file.path().string(), ": no tensor \"", name, "\"");
+    require<FormatError>(file.shape(name) == shape, file.path().string(), ": tensor \"", name,
+                         "\" has shape ", file.shape(name), ", the network needs ", shape);
+    return Tensor<B>(shape, file.read<S>(name));
+  }
+
+  void initialise(std::uint64_t seed) {
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      const Initial initial = layout_.parameters[i].initial;
+      const Shape& shape = parameters_[i].value.shape();
+      std::vector<S> values(static_cast<std::size_t>(shape.size()));
+      Random random(seed, Purpose::initialization, 0, static_cast<std::uint32_t>(i));
+      // The classifier's bias has its weight's fan-in, F.
+      const Index fan_in = shape.rank() > 1 ? shape.product(1, shape.rank()) : config_.final_channels;
+      const double bound = 1 / std::sqrt(static_cast<double>(fan_in));
+      for (S& value : values) {
+        switch (initial) {
+          case Initial::zero: value = 0; break;
+          case Initial::one: value = 1; break;
+          case Initial::normal: value = static_cast<S>(0.01 * random.normal()); break;
+          case Initial::uniform_fan_in: value = static_cast<S>(random.uniform(-bound, bound)); break;
+          case Initial::norm_of_v: break;
+        }
+      }
+      parameters_[i].value = Tensor<B>(shape, values);
+    }
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      if (layout_.parameters[i].initial == Initial::norm_of_v) {
+        const std::vector<S> v = parameters_[i + 1].value.to_host();
+        const auto rows = static_cast<std::size_t>(parameters_[i].value.size());
+        const std::size_t width = v.size() / rows;
+        std::vector<S> g(rows);
+        for (std::size_t o = 0; o < rows; ++o) {
+          double sum = 0;
+          for (std::size_t k = 0; k < width; ++k)
+            sum += static_cast<double>(v[o * width + k]) * static_cast<double>(v[o * width + k]);
+          g[o] = static_cast<S>(std::sqrt(sum));
+        }
+        parameters_[i].value = Tensor<B>(parameters_[i].value.shape(), g);
+      }
+  }
+
+  MdeqConfig config_;
+  MdeqLayout layout_;
+  Parameters<B> parameters_;
+  std::vector<BatchNormState<B>> norms_;
+};
+
+}  // namespace deq

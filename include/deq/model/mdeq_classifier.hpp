@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <deq/layer/equilibrium_node.hpp>
+#include <deq/model/mdeq.hpp>
+#include <deq/nn/dropout.hpp>
+
+namespace deq {
+
+/// What one pass over a batch gave.
+struct PassReport {
+  double loss = 0;      ///< mean softmax cross-entropy, nats
+  Index correct = 0;    ///< samples whose largest logit is their label's
+  SolveReport solve;    ///< of the equilibrium (of the last step, if unrolled)
+  AdjointReport adjoint;
+};
+
+/// An MDEQ with a way to solve and to differentiate it: the forward and backward pass of MDEQ-SPEC.md,
+/// section 7. The weights stay with the Mdeq, so that several classifiers may share them; `Unrolled` as
+/// the policy is the original's pre-training.
+///
+///     training     z from the solver, h = f(z), logits = head(h); batch statistics
+///     evaluation   logits = head(z); running statistics (unrolled: the same n applications)
+template <Backend B, class Solver, BackwardPolicy Policy>
+class MdeqClassifier {
+  using S = typename B::Scalar;
+  using Layer = Equilibrium<Solver, Policy, MdeqFunction>;
+  using Solution = typename Layer::template Solution<B, std::dynamic_extent, std::dynamic_extent>;
+
+ public:
+  explicit MdeqClassifier(Mdeq<B>& model, Solver solver = {}, Policy policy = {})
+      : model_(model),
+        train_layer_(model.function(model.config().dropout > 0), solver, policy),
+        plain_layer_(model.function(false), solver, policy) {}
+
+  /// The layer that training passes use; its solver, policy and schedule may be changed.
+  Layer& layer() { return train_layer_; }
+  Layer& evaluation_layer() { return plain_layer_; }
+
+  /// Logits (N, classes) of images (N, 3, R, R), in evaluation.
+  Tensor<B> logits(const Tensor<B>& images) {
+    const std::vector<Tensor<B>> all = model_.values();
+    const std::span<const Tensor<B>> values(all);
+    const Tensor<B> x = model_.stem(images, values, BatchNormMode::evaluate);
+    const std::vector<Tensor<B>> theta = model_.layer_parameters(values);
+    plain_layer_.solve(start(images.extent(0)), inputs(std::span<const Tensor<B>>(&x, 1)),
+                       params(std::span<const Tensor<B>>(theta)), solution_);
+    return model_.head(solution_.z, values, BatchNormMode::evaluate);
+  }
+
+  /// Loss and accuracy of a batch, in evaluation.
+  PassReport evaluate(const Tensor<B>& images, std::span<const Index> labels) {
+    const Tensor<B> l = logits(images);
+    PassReport report = judged(l, softmax_cross_entropy(l, labels).item(), labels);
+    report.solve = solution_.report;
+    return report;
+  }
+
+  /// One training pass without dropout: fills the gradients of the model's parameters.
+  PassReport train(const Tensor<B>& images, std::span<const Index> labels) {
+    return pass(plain_layer_, images, labels, {});
+  }
+  /// One training pass with the given dropout masks, (N, C_i, 1, 1) for every branch.
+  PassReport train(const Tensor<B>& images, std::span<const Index> labels,
+                   std::span<const Tensor<B>> masks) {
+    return pass(masks.empty() ? plain_layer_ : train_layer_, images, labels, masks);
+  }
+
+  /// The state that the last pass ended with.
+  const Solution& solution() const { return solution_; }
+  /// Logits of the last training pass.
+  const Tensor<B>& last_logits() const { return logits_; }
+
+ private:
+  Tensor<B> start(Index count) const {
+    return Tensor<B>({count, model_.config().state_size()}, S(0));
+  }
+
+  PassReport pass(Layer& layer, const Tensor<B>& images, std::span<const Index> labels,
+                  std::span<const Tensor<B>> masks) {
+    tape_.clear();
+    all_.clear();
+    for (const Parameter<B>& p : model_.parameters()) all_.push_back(tape_.input(p.value));
+    const std::span<const Var<B>> all(all_);
+    std::vector<Var<B>> x{model_.stem(Var<B>(images), all, BatchNormMode::train)};
+    x.insert(x.end(), masks.begin(), masks.end());
+    const std::vector<Var<B>> theta = model_.layer_parameters(all);
+    const Var<B> h = record_equilibrium(
+        layer, start(images.extent(0)), inputs(std::span<const Var<B>>(x)),
+        params(std::span<const Var<B>>(theta)),
+        detail::unrolls<Policy> ? Output::state : Output::applied, solution_);
+    const Var<B> l = model_.head(h, all, BatchNormMode::train);
+    const Var<B> loss = softmax_cross_entropy(l, labels);
+
+    std::vector<Tensor<B>> gradients;
+    for (const Parameter<B>& p : model_.parameters()) gradients.push_back(p.grad);
+    tape_.vjp(loss, Tensor<B>({}, S(1)), all_, gradients);
+    logits_ = l.value();
+    PassReport report = judged(logits_, loss.value().item(), labels);
+    report.solve = solution_.report;
+    report.adjoint = solution_.adjoint_report;
+    tape_.clear();
+    return report;
+  }
+
+  static PassReport judged(const Tensor<B>& logits, S loss, std::span<const Index> labels) {
+    PassReport report;
+    report.loss = static_cast<double>(loss);
+    const std::vector<S> host = logits.to_host();
+    const auto classes = static_cast<std::size_t>(logits.extent(1));
+    for (std::size_t n = 0; n < labels.size(); ++n) {
+      const auto row = host.begin() + static_cast<std::ptrdiff_t>(n * classes);
+      const auto best = std::max_element(row, row + static_cast<std::ptrdiff_t>(classes)) - row;
+      report.correct += best == labels[n];
+    }
+    return report;
+  }
+
+  Mdeq<B>& model_;
+  Layer train_layer_, plain_layer_;
+  Solution solution_;
+  Tape<B> tape_;
+  std::vector<Var<B>> all_;
+  Tensor<B> logits_;
+};
+
+}  // namespace deq

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <deq/core/config.hpp>
+#include <deq/core/error.hpp>
+#include <deq/nn/parameter.hpp>
+
+namespace deq {
+
+struct AdamOptions {
+  double beta1 = 0.9;       ///< decay of the first moment, in [0, 1)
+  double beta2 = 0.999;     ///< decay of the second moment, in [0, 1)
+  double epsilon = 1e-8;    ///< added to the root of the second moment, > 0
+  double weight_decay = 0;  ///< L2 penalty, added to the gradient, >= 0
+};
+
+namespace detail {
+
+/// The gradient with the penalty, g' = g + weight_decay theta.
+template <class S>
+struct PenalisedGradient {
+  S weight_decay;
+  DEQ_HOST_DEVICE S operator()(S grad, S theta) const { return grad + weight_decay * theta; }
+};
+
+/// m + (1 - beta1) (g' - m)
+template <class S>
+struct AdamFirstMoment {
+  PenalisedGradient<S> gradient;
+  S rate;  ///< 1 - beta1
+  DEQ_HOST_DEVICE S operator()(S m, S grad, S theta) const {
+    return m + rate * (gradient(grad, theta) - m);
+  }
+};
+
+/// beta2 v + (1 - beta2) g'^2
+template <class S>
+struct AdamSecondMoment {
+  PenalisedGradient<S> gradient;
+  S decay, rate;  ///< beta2, 1 - beta2
+  DEQ_HOST_DEVICE S operator()(S v, S grad, S theta) const {
+    const S g = gradient(grad, theta);
+    return decay * v + rate * g * g;
+  }
+};
+
+/// theta - step m / (sqrt(v) / root + epsilon)
+template <class S>
+struct AdamStep {
+  S step, root, epsilon;
+  DEQ_HOST_DEVICE S operator()(S theta, S m, S v) const {
+    return theta - step * m / (std::sqrt(v) / root + epsilon);
+  }
+};
+
+}  // namespace detail
+
+/// Adam (Kingma and Ba, 2015) with the semantics of torch.optim.Adam. Step t = 1, 2, ... computes
+///
+///     g' = g + weight_decay theta
+///     m <- beta1 m + (1 - beta1) g'
+///     v <- beta2 v + (1 - beta2) g'^2
+///     theta <- theta - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
+///
+/// The moments belong to the parameters by position: every call must bring the list that the
+/// constructor saw. Their memory is two copies of the parameters; a step allocates nothing.
+template <BackendMemory B>
+class Adam {
+ public:
+  using Scalar = typename B::Scalar;
+
+  /// Zero moments for each parameter. Throws InvalidArgument for options outside their domain.
+  explicit Adam(std::span<const Parameter<B>> parameters, const AdamOptions& options = {})
+      : options_(options) {
+    const auto require_decay = [](const char* name, double beta) {
+      require(beta >= 0 && beta < 1, "Adam: ", name, " must be in [0, 1), got ", beta);
+    };
+    require_decay("beta1", options.beta1);
+    require_decay("beta2", options.beta2);
+    require(options.epsilon > 0, "Adam: epsilon must be > 0, got ", options.epsilon);
+    require(options.weight_decay >= 0, "Adam: weight_decay must be >= 0, got ",
+            options.weight_decay);
+    for (const Parameter<B>& p : parameters) {
+      first_.emplace_back(p.value.shape(), Scalar(0));
+      second_.emplace_back(p.value.shape(), Scalar(0));
+    }
+  }
+
+  /// Changes every `value` in place by its `grad`. Throws ShapeError if the list is not the
+  /// constructor's.
+  void step(std::span<const Parameter<B>> parameters, double learning_rate) {
+    require(learning_rate >= 0, "Adam: the learning rate must be >= 0, got ", learning_rate);
+    require_same_shapes("parameters", parameters,
+                        [](const Parameter<B>& p) -> const Shape& { return p.value.shape(); });
+    ++steps_;
+    const auto t = static_cast<double>(steps_);
+    const detail::PenalisedGradient<Scalar> gradient{scalar(options_.weight_decay)};
+    const detail::AdamFirstMoment<Scalar> first{gradient, scalar(1 - options_.beta1)};
+    const detail::AdamSecondMoment<Scalar> second{gradient, scalar(options_.beta2),
+                                                  scalar(1 - options_.beta2)};
+    const detail::AdamStep<Scalar> update{scalar(learning_rate / (1 - std::pow(options_.beta1, t))),
+                                          scalar(std::sqrt(1 - std::pow(options_.beta2, t))),
+                                          scalar(options_.epsilon)};
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      const Index n = parameters[i].value.size();
+      Scalar* const theta = parameters[i].value.data();
+      const Scalar* const grad = parameters[i].grad.data();
+      Scalar* const m = first_[i].data();
+      Scalar* const v = second_[i].data();
+      elementwise(B{}, n, first, m, m, grad, theta);
+      elementwise(B{}, n, second, v, v, grad, theta);
+      elementwise(B{}, n, update, theta, theta, m, v);
+    }
+  }
+
+  /// Steps taken so far, t.
+  std::int64_t steps() const { return steps_; }
+  /// m of parameter i, PyTorch's exp_avg.
+  const Tensor<B>& first_moment(Index i) const { return first_[static_cast<std::size_t>(i)]; }
+  /// v of parameter i, PyTorch's exp_avg_sq.
+  const Tensor<B>& second_moment(Index i) const { return second_[static_cast<std::size_t>(i)]; }
+
+  /// Continues from a checkpoint: copies the moments, one tensor a parameter. Throws ShapeError if
+  /// they do not fit, and then changes nothing.
+  void restore(std::int64_t steps, std::span<const Tensor<B>> first,
+               std::span<const Tensor<B>> second) {
+    require(steps >= 0, "Adam: the number of steps must be >= 0, got ", steps);
+    const auto shape = [](const Tensor<B>& t) -> const Shape& { return t.shape(); };
+    require_same_shapes("first moments", first, shape);
+    require_same_shapes("second moments", second, shape);
+    const auto copy = [](const Tensor<B>& from, const Tensor<B>& to) {
+      B::copy_bytes(to.data(), from.data(), static_cast<std::size_t>(to.size()) * sizeof(Scalar));
+    };
+    for (std::size_t i = 0; i < first_.size(); ++i) {
+      copy(first[i], first_[i]);
+      copy(second[i], second_[i]);
+    }
+    steps_ = steps;
+  }
+
+ private:
+  static Scalar scalar(double x) { return static_cast<Scalar>(x); }
+
+  template <class Item, class ShapeOf>
+  void require_same_shapes(const char* what, std::span<const Item> items, ShapeOf shape_of) const {
+    require<ShapeError>(items.size() == first_.size(), "Adam: made for ", first_.size(),
+                        " parameters, got ", items.size(), ' ', what);
+    for (std::size_t i = 0; i < items.size(); ++i)
+      require<ShapeError>(shape_of(items[i]) == first_[i].shape(), "Adam: ", what, ", entry ", i,
+                          ": expected shape ", first_[i].shape(), ", got ", shape_of(items[i]));
+  }
+
+  AdamOptions options_;
+  std::vector<Tensor<B>> first_, second_;
+  std::int64_t steps_ = 0;
+};
+
+}  // namespace deq

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: MIT
+// When a sample leaves the iteration, which of its iterates is returned, and the report of both. All
+// solvers share it.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include <deq/backend/array.hpp>
+#include <deq/backend/concept.hpp>
+#include <deq/core/error.hpp>
+#include <deq/core/report.hpp>
+
+namespace deq {
+
+/// Over what residual norms are taken.
+enum class Scope {
+  sample,  ///< each sample for itself: its result never depends on its neighbours
+  batch,   ///< one norm over the whole batch, as the original MDEQ code does; for parity only
+};
+
+/// The stopping rule. Tests are made after every evaluation of f, the one at the start included, with
+/// g(z) = f(z) - z, absolute = ||g(z)||, relative = ||g(z)|| / (||f(z)|| + 1e-9), Euclidean norms:
+///   converged   relative <= relative_tolerance or absolute <= absolute_tolerance
+///   non-finite  a norm is NaN or infinite
+///   diverged    relative > divergence_factor x (relative after the first step)
+///   stalled     over the last stall_window steps the largest relative residual is below
+///               stall_ratio times the smallest, and the last is below stall_level
+/// The iterate with the lowest relative residual is the one returned, whatever the outcome.
+struct Stopping {
+  int max_iterations = 50;
+  double relative_tolerance = 1e-6;  ///< 0 switches the test off
+  double absolute_tolerance = 0;     ///< 0 switches the test off
+  double divergence_factor = 1e3;    ///< as the original; infinity switches the test off
+  int stall_window = 30;             ///< 0 switches the test off
+  double stall_ratio = 1.3;
+  double stall_level = std::numeric_limits<double>::infinity();
+  Scope scope = Scope::sample;
+  bool trace = false;  ///< keep every residual in the report
+
+  void validate() const {
+    require(max_iterations >= 0, "Stopping: max_iterations must be >= 0, got ", max_iterations);
+    require(relative_tolerance >= 0, "Stopping: relative_tolerance must be >= 0, got ",
+            relative_tolerance);
+    require(absolute_tolerance >= 0, "Stopping: absolute_tolerance must be >= 0, got ",
+            absolute_tolerance);
+    require(divergence_factor > 1, "Stopping: divergence_factor must be > 1, got ",
+            divergence_factor);
+    require(stall_window >= 0, "Stopping: stall_window must be >= 0, got ", stall_window);
+    require(stall_ratio >= 1, "Stopping: stall_ratio must be >= 1, got ", stall_ratio);
+  }
+};
+
+namespace detail {
+
+/// What is known of one sample during a solve.
+struct Progress {
+  SampleReport report;
+  double absolute, relative;  ///< of the current iterate
+  double first_relative;      ///< after the first step
+  int judgements;             ///< entries of the residual history
+  bool improved;              ///< the current iterate is the best so far
+};
+
+/// Smallest and largest of the last `window` entries of a history.
+struct Range {
+  double low = std::numeric_limits<double>::infinity();
+  double high = 0;
+};
+DEQ_HOST_DEVICE inline Range range_of_last(const double* history, int length, int window) {
+  Range range;
+  for (int k = length - window; k < length; ++k) {
+    range.low = history[k] < range.low ? history[k] : range.low;
+    range.high = history[k] > range.high ? history[k] : range.high;
+  }
+  return range;
+}
+
+/// Judges one sample after step k, given the squared norms of g and f.
+DEQ_HOST_DEVICE inline void judge(const Stopping& rule, Progress& p, double* relative_history,
+                                  double* absolute_history, int k, double g_squared,
+                                  double f_squared) {
+  p.absolute = std::sqrt(g_squared);
+  p.relative = p.absolute / (std::sqrt(f_squared) + 1e-9);
+  SampleReport& r = p.report;
+  r.iterations = k;
+  ++r.evaluations;
+  if (k > 0) {
+    if (p.judgements == 0) p.first_relative = p.relative;
+    relative_history[p.judgements] = p.relative;
+    absolute_history[p.judgements] = p.absolute;
+    ++p.judgements;
+  }
+  const bool finite = std::isfinite(p.absolute) && std::isfinite(p.relative);
+  p.improved = k == 0 || (finite && !(p.relative >= r.relative));
+  if (p.improved) {
+    r.best_iteration = k;
+    r.absolute = p.absolute;
+    r.relative = p.relative;
+  }
+  if (!finite) {
+    r.status = SolveStatus::non_finite;
+  } else if (p.absolute == 0 || (rule.relative_tolerance > 0 && p.relative <= rule.relative_tolerance) ||
+             (rule.absolute_tolerance > 0 && p.absolute <= rule.absolute_tolerance)) {
+    r.status = SolveStatus::converged;
+  } else if (p.judgements > 1 && p.relative > rule.divergence_factor * p.first_relative) {
+    r.status = SolveStatus::diverged;
+  } else if (k >= rule.max_iterations) {
+    r.status = SolveStatus::budget_exhausted;
+  } else if (rule.stall_window > 0 && p.judgements >= rule.stall_window &&
+             p.relative < rule.stall_level) {
+    const Range range = range_of_last(relative_history, p.judgements, rule.stall_window);
+    if (range.high < rule.stall_ratio * range.low) r.status = SolveStatus::stalled;
+  }
+}
+
+}  // namespace detail
+
+/// What an observer sees after every evaluation of f; host memory only (the CPU backend).
+struct Observation {
+  int iteration;  ///< 0 at the start
+  Samples active;
+  const detail::Progress* progress;  ///< indexed by sample
+
+  double relative(Index sample) const { return progress[sample].relative; }
+  double absolute(Index sample) const { return progress[sample].absolute; }
+};
+
+/// The observer that observes nothing, and costs nothing.
+struct NoObserver {};
+
+/// Keeps the books of a solve: who is still active, how everybody stands, the best iterates.
+template <Backend B>
+class Monitor {
+  using S = typename B::Scalar;
+
+ public:
+  /// Begins a solve of `count` samples of dimension `dim`; everybody is active.
+  Samples start(const Stopping& rule, Index dim, Index count) {
+    rule.validate();
+    rule_ = rule;
+    count_ = count;
+    best_.batch(dim, count);
+    progress_.resize(count);
+    g_squared_.resize(count);
+    f_squared_.resize(count);
+    history_length_ = std::max(rule.max_iterations, 1);
+    relative_history_.resize(count * history_length_);
+    absolute_history_.resize(count * history_length_);
+    everybody_.resize(count);
+    active_.resize(count);
+    host_ids_.resize(static_cast<std::size_t>(count));
+    for (Index s = 0; s < count; ++s) host_ids_[static_cast<std::size_t>(s)] = s;
+    const std::size_t bytes = host_ids_.size() * sizeof(Index);
+    B::upload_bytes(everybody_.data(), host_ids_.data(), bytes);
+    B::upload_bytes(active_.data(), host_ids_.data(), bytes);
+    Progress* progress = progress_.data();
+    B::for_each(everybody(), [=] DEQ_HOST_DEVICE(Index s) { progress[s] = Progress{}; });
+    return {active_.data(), count};
+  }
+
+  Samples everybody() const { return {everybody_.data(), count_}; }
+  S* g_squared() { return g_squared_.data(); }
+  S* f_squared() { return f_squared_.data(); }
+
+  /// G = F - Z for the active samples (F compact), and what the stopping rule makes of it at step k:
+  /// best iterates are put aside, the observer is asked, whoever has finished is retired. Returns who
+  /// goes on.
+  template <class Observer>
+  Samples judge(Samples a, int k, BatchView<const S> f, BatchView<const S> z, BatchView<S> g,
+                Observer&& observer) {
+    B::residual(a, f, z, g, g_squared(), f_squared());
+    if (rule_.scope == Scope::batch) share_norms(a);
+    Progress* progress = progress_.data();
+    const S* gg = g_squared();
+    const S* ff = f_squared();
+    double* relative = relative_history_.data();
+    double* absolute = absolute_history_.data();
+    const Index stride = history_length_;
+    const Stopping rule = rule_;
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      detail::judge(rule, progress[s], relative + s * stride, absolute + s * stride, k,
+                    static_cast<double>(gg[s]), static_cast<double>(ff[s]));
+    });
+    improved_.resize(count_);
+    const Samples improved = B::filter(
+        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; }, improved_.data());
+    B::copy(improved, z, {best_.data(), z.dim, count_});
+    if constexpr (!std::is_same_v<std::remove_cvref_t<Observer>, NoObserver>) {
+      if (observer(Observation{k, a, progress}))
+        B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+          if (progress[s].report.status == SolveStatus::running)
+            progress[s].report.status = SolveStatus::stopped;
+        });
+    }
+    return B::filter(
+        a,
+        [=] DEQ_HOST_DEVICE(Index s) { return progress[s].report.status == SolveStatus::running; },
+        active_.data());
+  }
+
+  /// Those of the samples `a` that ended with the given status.
+  Samples with_status(Samples a, SolveStatus status, Array<B, Index>& ids) const {
+    const Progress* progress = progress_.data();
+    ids.resize(count_);
+    return B::filter(
+        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].report.status == status; }, ids.data());
+  }
+
+  /// Counts an update of the inverse that had to be left out, for the samples where skipped[s].
+  void count_skipped(Samples a, const bool* skipped) {
+    Progress* progress = progress_.data();
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { progress[s].report.skipped_updates += skipped[s]; });
+  }
+  /// Counts evaluations of f that were not followed by a judgement (a line search, a Krylov cycle).
+  void count_evaluations(Samples a, int n) {
+    Progress* progress = progress_.data();
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { progress[s].report.evaluations += n; });
+  }
+
+  /// Writes the best iterates to z, and the report.
+  void finish(BatchView<S> z, SolveReport& report) {
+    B::copy(everybody(), BatchView<const S>{best_.data(), z.dim, count_}, z);
+    const auto count = static_cast<std::size_t>(count_);
+    host_progress_.resize(count);
+    B::download_bytes(host_progress_.data(), progress_.data(), count * sizeof(Progress));
+    report.samples.resize(count);
+    for (std::size_t s = 0; s < count; ++s) report.samples[s] = host_progress_[s].report;
+    download_trace(relative_history_, report.relative_trace);
+    download_trace(absolute_history_, report.absolute_trace);
+  }
+
+ private:
+  using Progress = detail::Progress;
+
+  /// Replaces each squared norm by its sum over the batch.
+  void share_norms(Samples a) {
+    S* gg = g_squared();
+    S* ff = f_squared();
+    B::for_each({a.id, 1}, [=] DEQ_HOST_DEVICE(Index) {
+      double g_sum = 0, f_sum = 0;
+      for (Index j = 0; j < a.count; ++j) {
+        g_sum += static_cast<double>(gg[a[j]]);
+        f_sum += static_cast<double>(ff[a[j]]);
+      }
+      for (Index j = 0; j < a.count; ++j) {
+        gg[a[j]] = static_cast<S>(g_sum);
+        ff[a[j]] = static_cast<S>(f_sum);
+      }
+    });
+  }
+
+  void download_trace(const Array<B, double>& history,
+                      std::vector<std::vector<double>>& trace) const {
+    trace.clear();
+    if (!rule_.trace) return;
+    trace.resize(host_progress_.size());
+    for (std::size_t s = 0; s < trace.size(); ++s) {
+      trace[s].resize(static_cast<std::size_t>(host_progress_[s].judgements));
+      B::download_bytes(trace[s].data(), history.data() + static_cast<Index>(s) * history_length_,
+                        trace[s].size() * sizeof(double));
+    }
+  }
+
+  Stopping rule_;
+  Index count_ = 0;
+  Index history_length_ = 1;
+  Array<B> best_, g_squared_, f_squared_;
+  Array<B, Progress> progress_;
+  Array<B, double> relative_history_, absolute_history_;
+  Array<B, Index> everybody_, active_, improved_;
+  std::vector<Index> host_ids_;
+  std::vector<Progress> host_progress_;
+};
+
+/// Evaluates a map for the active samples of a whole batch: F is compact, and so is what f is given.
+/// While everybody is active nothing is copied.
+template <Backend B>
+class Evaluator {
+  using S = typename B::Scalar;
+
+ public:
+  /// Returns f of the active columns of z, in the compact batch that it owns.
+  template <class Map>
+  BatchView<const S> operator()(Map& f, Samples a, BatchView<const S> z) {
+    const BatchView<S> out = f_.batch(z.dim, a.count);
+    f.evaluate(a, compact(a, z), out);
+    return out;
+  }
+  /// The active columns of z, packed; z itself if all are active.
+  BatchView<const S> compact(Samples a, BatchView<const S> z) {
+    if (a.count == z.count) return z;
+    const BatchView<S> packed = z_.batch(z.dim, a.count);
+    B::gather(a, z, packed);
+    return packed;
+  }
+
+ private:
+  Array<B> f_, z_;
+};
+
+}  // namespace deq

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <atomic>
+#include <initializer_list>
+#include <new>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <deq/backend/concept.hpp>
+#include <deq/core/host_pool.hpp>
+#include <deq/core/shape.hpp>
+
+namespace deq {
+
+/// A dense row-major array in the memory of backend B. The first dimension of a batched tensor
+/// counts samples, so that each sample is contiguous; feature maps are NCHW.
+///
+/// A Tensor is a handle: a copy names the same numbers (`clone()` copies them), and the memory
+/// returns to the backend's pool with the last handle. Operations on tensors never change their
+/// operands. A tensor made by `view` does not own its memory.
+template <BackendMemory B>
+class Tensor {
+ public:
+  using Backend = B;
+  using Scalar = typename B::Scalar;
+
+  Tensor() = default;
+  /// Uninitialised.
+  explicit Tensor(const Shape& shape) : shape_(shape), block_(Block::make(shape.size())) {
+    data_ = block_->data;
+  }
+  /// Filled with one value.
+  Tensor(const Shape& shape, Scalar value) : Tensor(shape) { B::fill(data_, size(), value); }
+  /// Copied from the host, row-major.
+  Tensor(const Shape& shape, std::span<const Scalar> values) : Tensor(shape) {
+    require<ShapeError>(static_cast<Index>(values.size()) == size(), "Tensor: shape ", shape,
+                        " holds ", size(), " values, got ", values.size());
+    B::upload_bytes(data_, values.data(), values.size_bytes());
+  }
+  Tensor(const Shape& shape, std::initializer_list<Scalar> values)
+      : Tensor(shape, std::span<const Scalar>(values.begin(), values.size())) {}
+  /// Names memory that somebody else owns and keeps alive.
+  static Tensor view(Scalar* data, const Shape& shape) {
+    Tensor t;
+    t.shape_ = shape;
+    t.data_ = data;
+    return t;
+  }
+
+  Tensor(const Tensor& other) : shape_(other.shape_), data_(other.data_), block_(other.block_) {
+    if (block_) block_->retain();
+  }
+  Tensor(Tensor&& other) noexcept { swap(other); }
+  Tensor& operator=(Tensor other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Tensor() {
+    if (block_) block_->release();
+  }
+
+  const Shape& shape() const { return shape_; }
+  Index size() const { return shape_.size(); }
+  Index extent(Index i) const { return shape_[i]; }
+  Scalar* data() const { return data_; }
+  explicit operator bool() const { return data_ != nullptr; }
+  /// True if no other handle names this memory, so that it may be written in place.
+  bool unique() const { return block_ && block_->unique(); }
+
+  /// The same numbers, seen in another shape of the same size.
+  Tensor reshaped(const Shape& shape) const {
+    require<ShapeError>(shape.size() == size(), "reshape: ", shape_, " to ", shape,
+                        " changes the number of elements");
+    Tensor t = *this;
+    t.shape_ = shape;
+    return t;
+  }
+  /// Rows [first, first + n) of the outermost dimension; no copy.
+  Tensor rows(Index first, Index n) const {
+    Tensor t = *this;
+    t.data_ = data_ + first * shape_.product(1, shape_.rank());
+    t.shape_[0] = n;
+    return t;
+  }
+  Tensor clone() const {
+    Tensor t(shape_);
+    B::copy_bytes(t.data_, data_, bytes());
+    return t;
+  }
+  std::vector<Scalar> to_host() const {
+    std::vector<Scalar> values(static_cast<std::size_t>(size()));
+    B::download_bytes(values.data(), data_, bytes());
+    return values;
+  }
+  /// The value of a tensor of one element.
+  Scalar item() const {
+    require<ShapeError>(size() == 1, "item: needs one element, the shape is ", shape_);
+    Scalar value;
+    B::download_bytes(&value, data_, sizeof value);
+    return value;
+  }
+  /// The tensor as a D x B batch: the first dimension counts the samples.
+  BatchView<Scalar> batch() const {
+    return {data_, shape_.product(1, shape_.rank()), shape_.rank() ? shape_[0] : 1};
+  }
+
+ private:
+  /// The reference count, on the host, and the numbers, in the backend's memory. Both come from
+  /// pools: a tensor made in a steady state asks the system for nothing.
+  struct Block {
+    static Block* make(Index n) {
+      void* place = HostPool::instance().acquire(sizeof(Block));
+      return new (place) Block(static_cast<std::size_t>(n) * sizeof(Scalar));
+    }
+    explicit Block(std::size_t size) : data(static_cast<Scalar*>(B::allocate(size))), bytes(size) {}
+    void retain() { count.fetch_add(1, std::memory_order_relaxed); }
+    void release() noexcept {
+      if (count.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+      B::deallocate(data, bytes);
+      this->~Block();
+      HostPool::instance().release(this, sizeof(Block));
+    }
+    bool unique() const { return count.load(std::memory_order_acquire) == 1; }
+
+    Scalar* data;
+    std::size_t bytes;
+    std::atomic<int> count{1};
+  };
+
+  std::size_t bytes() const { return static_cast<std::size_t>(size()) * sizeof(Scalar); }
+  void swap(Tensor& other) noexcept {
+    std::swap(shape_, other.shape_);
+    std::swap(data_, other.data_);
+    std::swap(block_, other.block_);
+  }
+
+  Shape shape_;
+  Scalar* data_ = nullptr;
+  Block* block_ = nullptr;
+};
+
+}  // namespace deq

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The contract between algorithms and memory. Solvers, inverses and backward policies are written in
-// these primitives alone; a backend says how they run (Eigen and threads on the CPU, kernels on a
-// GPU). All functions are static: a backend is a type, never an object that has to be passed along.
+// The contract between algorithms and memory. Solvers, inverses and backward policies are written
+// in these primitives alone; a backend says how they run (Eigen and threads on the CPU, kernels on
+// a GPU). All functions are static: a backend is a type, never an object that has to be passed
+// along.
 #pragma once
 
 #include <concepts>
@@ -33,39 +34,44 @@ concept BackendMemory = requires(std::size_t bytes, void* p, const void* q) {
 
 /// The batched vector primitives. Notation: s runs over the active samples `a`; a batch X has one
 /// column a sample of the *whole* batch, indexed by s; a *compact* batch C has one column an active
-/// sample, column j belonging to s = a[j]. H is a basis: vectors H_s,i. Arrays of per-sample numbers
-/// (alpha, out) are indexed by s, coefficients by s * H.capacity + i. Results for one sample never
-/// depend on which other samples are active: their bits are the same alone and in any company.
+/// sample, column j belonging to s = a[j]. H is a basis: vectors H_s,i. Arrays of per-sample
+/// numbers (alpha, out) are indexed by s, coefficients by s * H.capacity + i. Results for one
+/// sample never depend on which other samples are active: their bits are the same alone and in any
+/// company.
 template <class B>
-concept BackendPrimitives =
-    requires(Samples a, BatchView<typename B::Scalar> X, BatchView<const typename B::Scalar> C,
-             BasisView<typename B::Scalar> H, BasisView<const typename B::Scalar> cH,
-             const typename B::Scalar* alpha, typename B::Scalar* out, const Index* rank, Index i,
-             Index* ids, typename B::Scalar value) {
-      B::fill(out, i, value);                    // out_0..i-1 = value
-      B::gather(a, C, X);                        // compact <- whole: X_j = C_a[j]
-      B::scatter(a, C, X);                       // whole <- compact: X_a[j] = C_j
-      B::copy(a, C, X);                          // X_s = C_s
-      B::residual(a, C, C, X, out, out);         // X_s = F_j - Z_s, out1 = ||X_s||^2, out2 = ||F_j||^2
-      B::dot(a, C, C, out);                      // out_s = C_s . C_s
-      B::axpby(a, value, C, value, X);           // X_s = alpha C_s + beta X_s; 0 X_s is 0
-      B::axpby(a, alpha, C, alpha, X);           // X_s = alpha_s C_s + beta_s X_s; 0 X_s is 0
-      B::project(a, cH, rank, C, out);           // out_s,i = H_s,i . C_s, i < rank_s
-      B::combine(a, cH, rank, alpha, X);         // X_s += sum_i alpha_s,i H_s,i, i < rank_s
-      B::store(a, alpha, C, H, rank);            // H_s,slot[s] = alpha_s C_s
-      B::accumulate(a, alpha, cH, rank, X);      // X_s += alpha_s H_s,slot[s]
-      B::rotate(a, H, i, alpha, alpha);          // (H_i, H_i+1) <- (c H_i + s H_i+1, -s H_i + c H_i+1)
-      B::for_each(a, detail::AnySampleFunction{});  // fn(s): the small per-sample algebra
-      { B::filter(a, detail::AnySamplePredicate{}, ids) } -> std::same_as<Samples>;  // keeps order
-    };
+concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
+                                     BatchView<const typename B::Scalar> C,
+                                     BasisView<typename B::Scalar> H,
+                                     BasisView<const typename B::Scalar> cH,
+                                     const typename B::Scalar* alpha, typename B::Scalar* out,
+                                     const Index* rank, Index i, Index* ids,
+                                     typename B::Scalar value) {
+  B::fill(out, i, value);                // out_0..i-1 = value
+  B::gather(a, C, X);                    // compact <- whole: X_j = C_a[j]
+  B::scatter(a, C, X);                   // whole <- compact: X_a[j] = C_j
+  B::copy(a, C, X);                      // X_s = C_s
+  B::residual(a, C, C, X, out, out);     // X_s = F_j - Z_s, out1 = ||X_s||^2, out2 = ||F_j||^2
+  B::dot(a, C, C, out);                  // out_s = C_s . C_s
+  B::axpby(a, value, C, value, X);       // X_s = alpha C_s + beta X_s; 0 X_s is 0
+  B::axpby(a, alpha, C, alpha, X);       // X_s = alpha_s C_s + beta_s X_s; 0 X_s is 0
+  B::project(a, cH, rank, C, out);       // out_s,i = H_s,i . C_s, i < rank_s
+  B::combine(a, cH, rank, alpha, X);     // X_s += sum_i alpha_s,i H_s,i, i < rank_s
+  B::store(a, alpha, C, H, rank);        // H_s,slot[s] = alpha_s C_s
+  B::accumulate(a, alpha, cH, rank, X);  // X_s += alpha_s H_s,slot[s]
+  B::rotate(a, H, i, alpha, alpha);      // (H_i, H_i+1) <- (c H_i + s H_i+1, -s H_i + c H_i+1)
+  B::for_each(a, detail::AnySampleFunction{});  // fn(s): the small per-sample algebra
+  { B::filter(a, detail::AnySamplePredicate{}, ids) } -> std::same_as<Samples>;  // keeps order
+};
 
 /// Everything a solver or a policy needs. `B::Scalar` is float or double.
 template <class B>
-concept Backend = std::floating_point<typename B::Scalar> && BackendMemory<B> && BackendPrimitives<B>;
+concept Backend =
+    std::floating_point<typename B::Scalar> && BackendMemory<B> && BackendPrimitives<B>;
 
 /// A backend that can also solve a dense system per sample (the `Exact` oracle, small dimensions).
 template <class B>
-concept DenseBackend = Backend<B> && requires(Index n, typename B::Scalar* A, typename B::Scalar* b) {
+concept DenseBackend = Backend<B> &&
+    requires(Index n, typename B::Scalar* A, typename B::Scalar* b) {
   B::solve_dense(n, A, b);  // b <- A^-1 b, A column-major n x n, destroyed
 };
 

@@ -18,8 +18,8 @@ struct CertificateWorkspace {
 ///
 ///     ||h - (I - J^T) w|| / ||h||,
 ///
-/// written to the report. It bounds the relative error of w by ||(I - J)^-1|| times itself, whatever policy
-/// made w: a cheap gradient says how good it is. Costs one VJP.
+/// written to the report. It bounds the relative error of w by ||(I - J)^-1|| times itself,
+/// whatever policy made w: a cheap gradient says how good it is. Costs one VJP.
 template <Backend B, Linearization<B> Jacobian>
 void certify(Samples everybody, Jacobian& jacobian, BatchView<const typename B::Scalar> h,
              BatchView<const typename B::Scalar> w, CertificateWorkspace<B>& ws,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The backward pass of an equilibrium layer. With z* = f(z*, x, theta), J = df/dz at z* and h = dl/dz*,
-// every method is one choice of an adjoint
+// The backward pass of an equilibrium layer. With z* = f(z*, x, theta), J = df/dz at z* and h =
+// dl/dz*, every method is one choice of an adjoint
 //
 //     w ~ (I - J)^-T h,    and then    dl/dtheta = (df/dtheta)^T w,   dl/dx = (df/dx)^T w,
 //
@@ -55,7 +55,8 @@ struct AdjointReport {
 ///
 ///     static constexpr bool needs_inverse     the forward solve must leave its inverse behind
 ///     template <class B> struct Workspace     scratch and `AdjointReport report`
-///     void adjoint(everybody, jacobian, inverse, h, w, ws) const      w_s from h_s for every sample
+///     void adjoint(everybody, jacobian, inverse, h, w, ws) const      w_s from h_s for every
+///     sample
 template <class P>
 concept BackwardPolicy = requires {
   { P::needs_inverse } -> std::convertible_to<bool>;

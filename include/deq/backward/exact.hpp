@@ -5,8 +5,8 @@
 
 namespace deq {
 
-/// The oracle: forms I - J^T from D VJPs and solves the dense system. For tests and small D: D VJPs, D^2
-/// numbers, D^3 / 3 operations a sample.
+/// The oracle: forms I - J^T from D VJPs and solves the dense system. For tests and small D: D
+/// VJPs, D^2 numbers, D^3 / 3 operations a sample.
 struct Exact {
   static constexpr bool needs_inverse = false;
 

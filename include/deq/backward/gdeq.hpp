@@ -9,18 +9,19 @@
 
 namespace deq {
 
-/// The paper's idea: re-use the inverse Jacobian H ~ (J - I)^-1 that the forward solve has left behind,
+/// The paper's idea: re-use the inverse Jacobian H ~ (J - I)^-1 that the forward solve has left
+/// behind,
 ///
 ///     w = -H^T h.
 ///
 /// Costs no VJP and one product with H^T. Nguyen and Mauch, section 3.3; the same estimate as SHINE
-/// (Ramzi et al., ICLR 2022). H has learned how to act to the right along the path of the solve; its
-/// action to the left need not tend to the exact one as the solve tightens, so ask for the certificate
-/// or refine when in doubt.
+/// (Ramzi et al., ICLR 2022). H has learned how to act to the right along the path of the solve;
+/// its action to the left need not tend to the exact one as the solve tightens, so ask for the
+/// certificate or refine when in doubt.
 ///
-/// Beyond the paper: a guard that falls back to Jfb (w = h) for a sample whose ||w|| / ||h|| is not finite
-/// or outside [min_norm_ratio, max_norm_ratio] (SHINE's code: 1.8), and refinement steps, one VJP each
-/// (one more in all for minimal_residual), with rho = h - (I - J^T) w:
+/// Beyond the paper: a guard that falls back to Jfb (w = h) for a sample whose ||w|| / ||h|| is not
+/// finite or outside [min_norm_ratio, max_norm_ratio] (SHINE's code: 1.8), and refinement steps,
+/// one VJP each (one more in all for minimal_residual), with rho = h - (I - J^T) w:
 ///     preconditioned     w <- w - H^T rho
 ///     neumann            w <- w + rho
 ///     minimal_residual   w <- w + t p, p = -H^T rho, t minimising ||rho - t (I - J^T) p||
@@ -137,12 +138,12 @@ struct Gdeq {
       ws.report.count_vjps(1);
       B::dot(everybody, rho, q, ws.w_squared.data());
       B::dot(everybody, q, q, ws.h_squared.data());
-      B::for_each(everybody, [=, rq = ws.w_squared.data(),
-                              qq = ws.h_squared.data()] DEQ_HOST_DEVICE(Index s) {
-        step[s] = qq[s] > 0 ? rq[s] / qq[s] : S(0);
-        minus[s] = -step[s];
-        one[s] = 1;
-      });
+      B::for_each(everybody,
+                  [=, rq = ws.w_squared.data(), qq = ws.h_squared.data()] DEQ_HOST_DEVICE(Index s) {
+                    step[s] = qq[s] > 0 ? rq[s] / qq[s] : S(0);
+                    minus[s] = -step[s];
+                    one[s] = 1;
+                  });
       B::axpby(everybody, step, BatchView<const S>(p), one, w);
       B::axpby(everybody, minus, BatchView<const S>(q), one, rho);
     }

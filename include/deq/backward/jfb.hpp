@@ -5,8 +5,9 @@
 
 namespace deq {
 
-/// Jacobian-free backpropagation: w = h, the zeroth term of the Neumann series of (I - J^T)^-1. Costs
-/// nothing. Fung et al., "JFB: Jacobian-Free Backpropagation for Implicit Networks", AAAI 2022.
+/// Jacobian-free backpropagation: w = h, the zeroth term of the Neumann series of (I - J^T)^-1.
+/// Costs nothing. Fung et al., "JFB: Jacobian-Free Backpropagation for Implicit Networks", AAAI
+/// 2022.
 struct Jfb {
   static constexpr bool needs_inverse = false;
 

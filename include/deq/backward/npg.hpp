@@ -10,8 +10,9 @@ namespace deq {
 ///
 ///     w = lambda sum_{i<k} (M^T)^i h,   M = lambda J + (1 - lambda) I,
 ///
-/// which tends to (I - J)^-T h as k grows if the spectral radius of M is below 1; k = 1, lambda = 1 is Jfb.
-/// Costs k - 1 VJPs. Geng et al., "On Training Implicit Models", NeurIPS 2021 (k = 5, lambda = 0.5).
+/// which tends to (I - J)^-T h as k grows if the spectral radius of M is below 1; k = 1, lambda = 1
+/// is Jfb. Costs k - 1 VJPs. Geng et al., "On Training Implicit Models", NeurIPS 2021 (k = 5,
+/// lambda = 0.5).
 struct Npg {
   static constexpr bool needs_inverse = false;
 

@@ -2,7 +2,8 @@
 // The only macros of the library.
 #pragma once
 
-#if !(defined(__cplusplus) && __cplusplus >= 202002L) && !(defined(_MSVC_LANG) && _MSVC_LANG >= 202002L)
+#if !(defined(__cplusplus) && __cplusplus >= 202002L) && \
+    !(defined(_MSVC_LANG) && _MSVC_LANG >= 202002L)
 #error "deq needs C++20: compile with -std=c++20 or link the CMake target deq::deq"
 #endif
 

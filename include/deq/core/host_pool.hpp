@@ -35,7 +35,7 @@ class HostPool {
     }
     system_requests_.fetch_add(1, std::memory_order_relaxed);
     bytes_.fetch_add(class_bytes(c), std::memory_order_relaxed);
-    return ::operator new(class_bytes(c), std::align_val_t{alignment});
+    return ::operator new (class_bytes(c), std::align_val_t{alignment});
   }
 
   void release(void* block, std::size_t bytes) noexcept {
@@ -48,7 +48,7 @@ class HostPool {
     const std::lock_guard lock(mutex_);
     for (std::size_t c = 0; c < classes; ++c) {
       for (void* block : free_[c]) {
-        ::operator delete(block, std::align_val_t{alignment});
+        ::operator delete (block, std::align_val_t{alignment});
         bytes_.fetch_sub(class_bytes(c), std::memory_order_relaxed);
       }
       free_[c].clear();
@@ -71,7 +71,9 @@ class HostPool {
     const std::size_t step = std::size_t{8} << octave;
     return 8 * octave + (bytes + step - 1) / step - 9;
   }
-  static std::size_t class_bytes(std::size_t c) { return (std::size_t{8} << (c / 8)) * (9 + c % 8); }
+  static std::size_t class_bytes(std::size_t c) {
+    return (std::size_t{8} << (c / 8)) * (9 + c % 8);
+  }
 
   std::mutex mutex_;
   std::array<std::vector<void*>, classes> free_;
@@ -79,8 +81,8 @@ class HostPool {
   std::atomic<std::size_t> bytes_{0};
 };
 
-/// Gives the standard containers memory from the pool: they allocate as they please, and still ask the
-/// system for nothing in a steady state.
+/// Gives the standard containers memory from the pool: they allocate as they please, and still ask
+/// the system for nothing in a steady state.
 template <class T>
 struct PoolAllocator {
   using value_type = T;
@@ -92,9 +94,7 @@ struct PoolAllocator {
   T* allocate(std::size_t n) {
     return static_cast<T*>(HostPool::instance().acquire(n * sizeof(T)));
   }
-  void deallocate(T* p, std::size_t n) noexcept {
-    HostPool::instance().release(p, n * sizeof(T));
-  }
+  void deallocate(T* p, std::size_t n) noexcept { HostPool::instance().release(p, n * sizeof(T)); }
   friend bool operator==(const PoolAllocator&, const PoolAllocator&) { return true; }
 };
 

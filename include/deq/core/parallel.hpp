@@ -139,7 +139,8 @@ inline void set_num_threads(int threads) {
 
 /// Calls body(i) for i in [0, n), in any order and on any thread of the team; idle threads take the
 /// next index, so uneven pieces balance. The first exception is rethrown here. Nested loops run on
-/// the calling thread. `serial` (a guess that the work is too small to share) keeps it there as well.
+/// the calling thread. `serial` (a guess that the work is too small to share) keeps it there as
+/// well.
 template <class Body>
 void parallel_for(Index n, Body&& body, bool serial = false) {
   if (serial || n <= 1 || detail::inside_parallel || num_threads() == 1) {

@@ -38,12 +38,12 @@ constexpr std::string_view name(SolveStatus status) {
 /// The outcome of one sample. Residuals are those of the returned (best) iterate.
 struct SampleReport {
   SolveStatus status = SolveStatus::running;
-  int iterations = 0;         ///< steps taken
-  int best_iteration = 0;     ///< the step whose iterate is returned; 0 is the start
-  int evaluations = 0;        ///< evaluations of f (for a linear solver: products)
-  int skipped_updates = 0;    ///< inverse updates left out because their denominator vanished
-  double absolute = 0;        ///< ||g(z)||, g(z) = f(z) - z, Euclidean
-  double relative = 0;        ///< ||g(z)|| / (||f(z)|| + 1e-9)
+  int iterations = 0;       ///< steps taken
+  int best_iteration = 0;   ///< the step whose iterate is returned; 0 is the start
+  int evaluations = 0;      ///< evaluations of f (for a linear solver: products)
+  int skipped_updates = 0;  ///< inverse updates left out because their denominator vanished
+  double absolute = 0;      ///< ||g(z)||, g(z) = f(z) - z, Euclidean
+  double relative = 0;      ///< ||g(z)|| / (||f(z)|| + 1e-9)
 
   bool converged() const { return status == SolveStatus::converged; }
 };
@@ -64,8 +64,12 @@ struct SolveReport {
     return std::count_if(samples.begin(), samples.end(),
                          [=](const SampleReport& s) { return s.status == status; });
   }
-  double mean_iterations() const { return mean([](const SampleReport& s) { return s.iterations; }); }
-  double mean_relative() const { return mean([](const SampleReport& s) { return s.relative; }); }
+  double mean_iterations() const {
+    return mean([](const SampleReport& s) { return s.iterations; });
+  }
+  double mean_relative() const {
+    return mean([](const SampleReport& s) { return s.relative; });
+  }
   double worst_relative() const {
     double worst = 0;
     for (const SampleReport& s : samples) worst = std::max(worst, s.relative);

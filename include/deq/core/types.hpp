@@ -28,32 +28,28 @@ struct BatchView {
   /// The columns [first, first + n).
   BatchView columns(Index first, Index n) const { return {col(first), dim, n}; }
 
-  operator BatchView<const T>() const
-    requires(!std::is_const_v<T>)
-  {
-    return {data, dim, count};
-  }
+  operator BatchView<const T>() const requires(!std::is_const_v<T>) { return {data, dim, count}; }
 };
 
-/// Up to `capacity` vectors of length D for each sample (the s, u, v of a low-rank inverse, a Krylov
-/// basis): vector i of sample s is contiguous at data + (s * capacity + i) * dim.
+/// Up to `capacity` vectors of length D for each sample (the s, u, v of a low-rank inverse, a
+/// Krylov basis): vector i of sample s is contiguous at data + (s * capacity + i) * dim.
 template <class T>
 struct BasisView {
   T* data = nullptr;
   Index dim = 0;
   Index capacity = 0;
 
-  DEQ_HOST_DEVICE T* vec(Index sample, Index i) const { return data + (sample * capacity + i) * dim; }
-  operator BasisView<const T>() const
-    requires(!std::is_const_v<T>)
-  {
+  DEQ_HOST_DEVICE T* vec(Index sample, Index i) const {
+    return data + (sample * capacity + i) * dim;
+  }
+  operator BasisView<const T>() const requires(!std::is_const_v<T>) {
     return {data, dim, capacity};
   }
 };
 
-/// The samples that an operation acts on, in ascending order: column j of a compact batch belongs to
-/// sample id[j] of the whole batch. A sample that has converged is no longer in the set, and costs
-/// nothing.
+/// The samples that an operation acts on, in ascending order: column j of a compact batch belongs
+/// to sample id[j] of the whole batch. A sample that has converged is no longer in the set, and
+/// costs nothing.
 struct Samples {
   const Index* id = nullptr;
   Index count = 0;

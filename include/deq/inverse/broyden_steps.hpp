@@ -12,12 +12,13 @@ namespace deq {
 ///
 ///     H = - prod_{t = T-1 .. 0} (I + s_{t+1} s_t^T / ||s_t||^2),
 ///
-/// equal in exact arithmetic to the pairs u_t = s_{t+1} / ||s_t||^2, v_t = H_t^T s_t of LowRankPairs. A
-/// product needs one pass for S^T x, a recurrence on T numbers with the Gram matrix S^T S, and one
-/// pass to add up:
+/// equal in exact arithmetic to the pairs u_t = s_{t+1} / ||s_t||^2, v_t = H_t^T s_t of
+/// LowRankPairs. A product needs one pass for S^T x, a recurrence on T numbers with the Gram matrix
+/// S^T S, and one pass to add up:
 ///
-///     H x   = -x + sum_t c_t s_{t+1},  c_t = (-s_t . x + sum_{i<t} (s_t . s_{i+1}) c_i) / ||s_t||^2
-///     H^T x = -x - sum_t c_t s_t,      c_t = (s_{t+1} . x + sum_{i>t} (s_{t+1} . s_i) c_i) / ||s_t||^2
+///     H x   = -x + sum_t c_t s_{t+1},  c_t = (-s_t . x + sum_{i<t} (s_t . s_{i+1}) c_i) /
+///     ||s_t||^2 H^T x = -x - sum_t c_t s_t,      c_t = (s_{t+1} . x + sum_{i>t} (s_{t+1} . s_i)
+///     c_i) / ||s_t||^2
 ///
 ///     | S    | D x (m + 1) a sample       | the steps, oldest first |
 ///     | Gram | (m + 1) x (m + 1) a sample | S^T S                   |

@@ -10,19 +10,20 @@
 
 namespace deq {
 
-/// H ~ (dg/dz)^-1 = (J - I)^-1, one per sample, for the residual g(z) = f(z) - z. With no knowledge of
-/// J it is H = -I. Const and shareable: whatever a product needs beside H is passed in as scratch.
+/// H ~ (dg/dz)^-1 = (J - I)^-1, one per sample, for the residual g(z) = f(z) - z. With no knowledge
+/// of J it is H = -I. Const and shareable: whatever a product needs beside H is passed in as
+/// scratch.
 ///   apply            y_s = H_s x_s          (acts on residuals)
 ///   apply_transpose  y_s = H_s^T x_s        (acts on cotangents; the adjoint is w = -H^T h)
 /// for whole batches x, y (D x B) that do not overlap.
 template <class H, class B>
-concept InverseJacobian =
-    Backend<B> && requires(const H& h, Samples a, BatchView<const typename B::Scalar> x,
-                           BatchView<typename B::Scalar> y, Array<B>& scratch) {
-      { h.dim() } -> std::convertible_to<Index>;
-      h.apply(a, x, y, scratch);
-      h.apply_transpose(a, x, y, scratch);
-    };
+concept InverseJacobian = Backend<B> &&
+    requires(const H& h, Samples a, BatchView<const typename B::Scalar> x,
+             BatchView<typename B::Scalar> y, Array<B>& scratch) {
+  { h.dim() } -> std::convertible_to<Index>;
+  h.apply(a, x, y, scratch);
+  h.apply_transpose(a, x, y, scratch);
+};
 
 /// An inverse that Broyden's method can build, step by step: see LowRankPairs and BroydenSteps.
 ///   prepare(dim, memory, count)           memory for `count` samples

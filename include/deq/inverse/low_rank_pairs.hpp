@@ -22,8 +22,8 @@ DEQ_HOST_DEVICE bool safe_denominator(S denominator, S scale) {
 ///
 ///     H = -I + sum_i u_i v_i^T,   v = H^T dz,   u = (dz - H dg) / (v . dg)
 ///
-/// (Sherman and Morrison; H before the update on the right-hand sides.) Because H g_old = -d for the
-/// step direction d, no product with dg is ever formed: with q = H g_new and dz = length * d,
+/// (Sherman and Morrison; H before the update on the right-hand sides.) Because H g_old = -d for
+/// the step direction d, no product with dg is ever formed: with q = H g_new and dz = length * d,
 ///
 ///     H dg = q + d,   v . dg = dz . (q + d).
 ///
@@ -119,7 +119,7 @@ class LowRankPairs {
 
   /// The numbers of one update, per sample.
   struct Scalars {
-    S *dq, *dd;             // d . q, d . d
+    S *dq, *dd;  // d . q, d . d
     S *u_from_d, *u_from_q, *u_from_oldest;
     S *next_from_u, *next_from_oldest;
     S *keep_u, *keep_v;
@@ -127,8 +127,7 @@ class LowRankPairs {
   static Scalars scalars(Array<B>& numbers, Index n) {
     numbers.resize(9 * n);
     S* p = numbers.data();
-    return {p,         p + n,     p + 2 * n, p + 3 * n, p + 4 * n,
-            p + 5 * n, p + 6 * n, p + 7 * n, p + 8 * n};
+    return {p, p + n, p + 2 * n, p + 3 * n, p + 4 * n, p + 5 * n, p + 6 * n, p + 7 * n, p + 8 * n};
   }
 
   /// Forms the pair of this step and the next direction, for samples that have room for a pair or

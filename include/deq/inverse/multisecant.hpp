@@ -7,10 +7,11 @@
 namespace deq {
 
 /// The inverse that Anderson's method implies (type II: Fang and Saad, "Two classes of multisecant
-/// methods for nonlinear acceleration", 2009). With the differences dZ, dG of the last n iterates and
-/// residuals, dG = Q R, and Y = dZ + beta dG,
+/// methods for nonlinear acceleration", 2009). With the differences dZ, dG of the last n iterates
+/// and residuals, dG = Q R, and Y = dZ + beta dG,
 ///
-///     H = -beta I + Y M Q^T,   M = argmin_M ||R M - I||_F^2 + lambda ||M||_F^2   (R^-1 for lambda = 0)
+///     H = -beta I + Y M Q^T,   M = argmin_M ||R M - I||_F^2 + lambda ||M||_F^2   (R^-1 for lambda
+///     = 0)
 ///
 /// so that z - H g is Anderson's step, and H dG = dZ for lambda = 0.
 ///

@@ -10,8 +10,8 @@
 
 namespace deq {
 
-/// Per-sample inputs of f: tensors whose first dimension counts the samples. `inputs(x, y)` is passed
-/// to f as two arguments; `inputs(span)`, any number of them, as one span.
+/// Per-sample inputs of f: tensors whose first dimension counts the samples. `inputs(x, y)` is
+/// passed to f as two arguments; `inputs(span)`, any number of them, as one span.
 template <TensorLike T, std::size_t N>
 struct Inputs {
   std::conditional_t<N == std::dynamic_extent, std::span<const T>, std::array<T, N>> list;
@@ -58,9 +58,10 @@ decltype(auto) spread(std::span<const V> list, Call&& call) {
   if constexpr (N == std::dynamic_extent)
     return call(list);
   else
-    return [&]<std::size_t... I>(std::index_sequence<I...>) -> decltype(auto) {
+    return [&]<std::size_t... I>(std::index_sequence<I...>)->decltype(auto) {
       return call(list[I]...);
-    }(std::make_index_sequence<N>{});
+    }
+  (std::make_index_sequence<N>{});
 }
 
 /// f(z, x..., theta...), each list spread out or as a span.

@@ -54,8 +54,8 @@ class LendingPool {
   std::vector<std::unique_ptr<T>> free_;
 };
 
-/// Lets pieces of work that finish in any order act one after the other, in the order of their index:
-/// a sum over them has the same bits for any number of threads.
+/// Lets pieces of work that finish in any order act one after the other, in the order of their
+/// index: a sum over them has the same bits for any number of threads.
 class InOrder {
  public:
   /// One piece's turn. It passes on when the piece has acted, or has failed before it could.
@@ -87,12 +87,15 @@ class InOrder {
 };
 
 template <class P>
-inline constexpr bool unrolls = requires { P::unrolls; };
+inline constexpr bool unrolls = requires {
+  P::unrolls;
+};
 
 }  // namespace detail
 
-/// How a batch is cut into blocks: a thread carries one block at a time through the whole solve, while it
-/// stays in its cache. The blocks do not depend on the number of threads, so neither do the results.
+/// How a batch is cut into blocks: a thread carries one block at a time through the whole solve,
+/// while it stays in its cache. The blocks do not depend on the number of threads, so neither do
+/// the results.
 struct Schedule {
   /// Samples a block; 0 chooses about 64 Ki numbers of state, at most 64 samples.
   Index block = 0;
@@ -120,8 +123,8 @@ struct EquilibriumGradients {
 ///     auto eq = layer.solve(z0, inputs(x), params(W, b));       // eq.z, eq.report
 ///     auto grad = layer.gradient(eq, h);                        // h = dl/dz*, of the shape of z
 ///
-/// f is a generic callable f(z, x..., theta...) of tensors, (N, state...) in and out, that treats the N
-/// samples alike and apart. It is shared by threads, so its call must be const in effect.
+/// f is a generic callable f(z, x..., theta...) of tensors, (N, state...) in and out, that treats
+/// the N samples alike and apart. It is shared by threads, so its call must be const in effect.
 template <class Solver, BackwardPolicy Policy, class F>
 class Equilibrium {
  public:
@@ -135,21 +138,22 @@ class Equilibrium {
 
   const F& function() const { return f_; }
 
-  /// z* with what its gradient needs: the arguments, and the inverse Jacobian if the policy wants it.
+  /// z* with what its gradient needs: the arguments, and the inverse Jacobian if the policy wants
+  /// it.
   template <Backend B, std::size_t NX, std::size_t NP>
   class Solution {
-    using Kept = std::conditional_t<Policy::needs_inverse, typename Solver::template Inverse<B>,
-                                    NoInverse>;
+    using Kept =
+        std::conditional_t<Policy::needs_inverse, typename Solver::template Inverse<B>, NoInverse>;
 
    public:
-    Tensor<B> z;         ///< (N, state...), the best iterates
-    SolveReport report;  ///< one entry a sample
-    AdjointReport adjoint_report;  ///< of the last backward pass through a tape
+    Tensor<B> z;                   ///< (N, state...), the best iterates
+    SolveReport report;            ///< one entry a sample
+    Tensor<B> adjoint;             ///< w of the last backward pass through a tape
+    AdjointReport adjoint_report;  ///< and its report
 
-    /// The inverse Jacobian of block b of samples: const, and shared with whoever keeps the pointer.
-    std::shared_ptr<const Kept> inverse(Index block) const
-      requires(Policy::needs_inverse)
-    {
+    /// The inverse Jacobian of block b of samples: const, and shared with whoever keeps the
+    /// pointer.
+    std::shared_ptr<const Kept> inverse(Index block) const requires(Policy::needs_inverse) {
       return blocks_[static_cast<std::size_t>(block)].inverse;
     }
     Index block_size() const { return block_size_; }
@@ -182,8 +186,8 @@ class Equilibrium {
 
   /// The same into a solution that is used again: its memory serves once more.
   template <Backend B, std::size_t NX, std::size_t NP>
-  void solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x, const Params<Tensor<B>, NP>& theta,
-             Solution<B, NX, NP>& solution) {
+  void solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
+             const Params<Tensor<B>, NP>& theta, Solution<B, NX, NP>& solution) {
     check_policy<B>();
     begin(z0, x, theta, solution);
     auto& pool = workspaces<B, NX, NP>();
@@ -204,8 +208,8 @@ class Equilibrium {
     });
   }
 
-  /// f(z*, x, theta): one application more. Its gradient is that of z*, so that `gradient` serves both;
-  /// the original MDEQ trains on it.
+  /// f(z*, x, theta): one application more. Its gradient is that of z*, so that `gradient` serves
+  /// both; the original MDEQ trains on it.
   template <Backend B, std::size_t NX, std::size_t NP>
   Tensor<B> apply(const Solution<B, NX, NP>& solution) {
     Tensor<B> out(solution.z.shape());
@@ -215,7 +219,8 @@ class Equilibrium {
       auto& ws = *loan;
       const auto& block = solution.blocks_[static_cast<std::size_t>(b)];
       bind(ws, solution, block);
-      ws.map.evaluate(ws.everybody(block.count), solution.z.batch().columns(block.first, block.count),
+      ws.map.evaluate(ws.everybody(block.count),
+                      solution.z.batch().columns(block.first, block.count),
                       out.batch().columns(block.first, block.count));
       ws.map.release();
     });
@@ -232,8 +237,8 @@ class Equilibrium {
     return g;
   }
 
-  /// The same into tensors that exist already; overwrites them. An empty tensor in g.inputs or g.params
-  /// is a gradient that nobody wants; it is not computed.
+  /// The same into tensors that exist already; overwrites them. An empty tensor in g.inputs or
+  /// g.params is a gradient that nobody wants; it is not computed.
   template <Backend B, std::size_t NX, std::size_t NP>
   void gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h,
                 EquilibriumGradients<B>& g) {
@@ -304,20 +309,20 @@ class Equilibrium {
 
   template <Backend B>
   static constexpr void check_policy() {
-    static_assert(!Policy::needs_inverse || LeavesInverse<Solver, B>,
-                  "deq: Gdeq needs the inverse Jacobian of the forward solve, and this solver leaves "
-                  "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
+    static_assert(
+        !Policy::needs_inverse || LeavesInverse<Solver, B>,
+        "deq: Gdeq needs the inverse Jacobian of the forward solve, and this solver leaves "
+        "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
   }
 
   template <Backend B, std::size_t NX, std::size_t NP>
-  void begin(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x, const Params<Tensor<B>, NP>& theta,
-             Solution<B, NX, NP>& solution) const {
+  void begin(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
+             const Params<Tensor<B>, NP>& theta, Solution<B, NX, NP>& solution) const {
     require<ShapeError>(z0.shape().rank() >= 1, "Equilibrium: z0 must be (N, state...)");
     const Index count = z0.extent(0);
     for (const Tensor<B>& xi : x.list)
-      require<ShapeError>(xi.shape().rank() >= 1 && xi.extent(0) == count,
-                          "Equilibrium: z0 holds ", count, " samples, an input has shape ",
-                          xi.shape());
+      require<ShapeError>(xi.shape().rank() >= 1 && xi.extent(0) == count, "Equilibrium: z0 holds ",
+                          count, " samples, an input has shape ", xi.shape());
     solution.z = z0.clone();
     if constexpr (detail::unrolls<Policy>) solution.start_ = z0;
     solution.state_ = Shape(z0.shape().extents().subspan(1));
@@ -350,8 +355,8 @@ class Equilibrium {
       unroll(ws, z);
     } else if constexpr (Policy::needs_inverse) {
       solver.template solve<KeepInverse::yes>(ws.map, z, ws.solve, NoObserver{});
-      // The block takes the inverse, the workspace the memory of the one it replaces, unless somebody
-      // else still shares that.
+      // The block takes the inverse, the workspace the memory of the one it replaces, unless
+      // somebody else still shares that.
       using Inverse = std::remove_reference_t<decltype(ws.solve.inverse)>;
       if (!block.inverse || block.inverse.use_count() > 1)
         block.inverse = std::make_shared<Inverse>();
@@ -385,8 +390,9 @@ class Equilibrium {
       r.status = SolveStatus::budget_exhausted;
       r.iterations = r.best_iteration = r.evaluations = policy.n;
       r.absolute = std::sqrt(static_cast<double>(norms[s]));
-      r.relative = r.absolute /
-                   (std::sqrt(static_cast<double>(norms[s + static_cast<std::size_t>(z.count)])) + 1e-9);
+      r.relative =
+          r.absolute /
+          (std::sqrt(static_cast<double>(norms[s + static_cast<std::size_t>(z.count)])) + 1e-9);
     }
   }
 
@@ -403,11 +409,11 @@ class Equilibrium {
       B::copy(everybody, hb, w);
       ws.map.record(solution.start_.batch().columns(block.first, block.count), policy.n);
     } else {
-      auto& jacobian =
-          ws.map.linearize(solution.z.batch().columns(block.first, block.count));
+      auto& jacobian = ws.map.linearize(solution.z.batch().columns(block.first, block.count));
       policy.template adjoint<B>(everybody, jacobian, block.inverse.get(), hb, w, ws.adjoint);
       if (certified)
-        certify<B>(everybody, jacobian, hb, BatchView<const S>(w), ws.certificate, ws.adjoint.report);
+        certify<B>(everybody, jacobian, hb, BatchView<const S>(w), ws.certificate,
+                   ws.adjoint.report);
       std::copy(ws.adjoint.report.samples.begin(), ws.adjoint.report.samples.end(),
                 g.report.samples.begin() + block.first);
     }
@@ -417,7 +423,8 @@ class Equilibrium {
   template <Backend B>
   static void add(const Tensor<B>& from, const Tensor<B>& to) {
     using S = typename B::Scalar;
-    elementwise(B{}, to.size(), [](S a, S b) { return a + b; }, to.data(), to.data(), from.data());
+    elementwise(
+        B{}, to.size(), [](S a, S b) { return a + b; }, to.data(), to.data(), from.data());
   }
 
   /// The workspaces for one kind of arguments; they live as long as the layer.

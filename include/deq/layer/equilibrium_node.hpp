@@ -13,8 +13,8 @@ enum class Output {
 
 namespace detail {
 
-/// An equilibrium as one operation of an outer tape: its arguments are x... and theta..., its value z*
-/// or f(z*), its VJP the layer's gradient. The iterations of the solver never enter the tape.
+/// An equilibrium as one operation of an outer tape: its arguments are x... and theta..., its value
+/// z* or f(z*), its VJP the layer's gradient. The iterations of the solver never enter the tape.
 template <class Layer, class Solution, class B>
 struct EquilibriumOperation {
   static constexpr bool saves_inputs = false, saves_output = false;
@@ -35,15 +35,16 @@ struct EquilibriumOperation {
     layer->gradient(*solution, r.cotangent, g);
     for (std::size_t i = 0; i < r.grad.size(); ++i)
       if (r.grad[i]) r.grad[i].add(i < inputs ? g.inputs[i] : g.params[i - inputs]);
+    solution->adjoint = std::move(g.adjoint);
     solution->adjoint_report = std::move(g.report);
   }
 };
 
 }  // namespace detail
 
-/// Solves, and records the equilibrium as one node of the tape that x and theta live on. `solution` keeps
-/// the state, the inverse and the reports (solution.report, and after the backward pass
-/// solution.adjoint_report); layer and solution must outlive the tape's use of the node.
+/// Solves, and records the equilibrium as one node of the tape that x and theta live on. `solution`
+/// keeps the state, the inverse and the report, and after the backward pass the adjoint and its
+/// report; layer and solution must outlive the tape's use of the node.
 template <class Layer, Backend B, std::size_t NX, std::size_t NP, class Solution>
 Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<Var<B>, NX>& x,
                           const Params<Var<B>, NP>& theta, Output output, Solution& solution) {

@@ -8,9 +8,9 @@
 
 namespace deq {
 
-/// Makes a LinearizableMap of a generic callable f(z, x..., theta...), for one block of samples: called
-/// with tensors it just computes, called with variables it is recorded on a tape. NX and NP are the
-/// extents of Inputs and Params.
+/// Makes a LinearizableMap of a generic callable f(z, x..., theta...), for one block of samples:
+/// called with tensors it just computes, called with variables it is recorded on a tape. NX and NP
+/// are the extents of Inputs and Params.
 template <Backend B, class F, std::size_t NX, std::size_t NP>
 class TapedMap {
   using S = typename B::Scalar;
@@ -38,8 +38,9 @@ class TapedMap {
   Index dim() const { return state_.size(); }
 
   void evaluate(Samples a, BatchView<const S> z, BatchView<S> out) {
-    const Tensor<B> y = detail::call<NX, NP>(
-        *f_, as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)), std::span(std::as_const(theta_)));
+    const Tensor<B> y =
+        detail::call<NX, NP>(*f_, as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)),
+                             std::span(std::as_const(theta_)));
     check_shape(y.shape(), z.count);
     B::copy_bytes(out.data, y.data(), static_cast<std::size_t>(out.size()) * sizeof(S));
   }
@@ -64,8 +65,8 @@ class TapedMap {
     return *this;
   }
 
-  /// out_j = J^T w_j with respect to z. The tape holds the whole block; for fewer samples the others
-  /// get the cotangent 0.
+  /// out_j = J^T w_j with respect to z. The tape holds the whole block; for fewer samples the
+  /// others get the cotangent 0.
   void vjp(Samples a, BatchView<const S> w, BatchView<S> out) {
     const Index count = z_.extent(0);
     if (a.count == count) return pull_back_to_z(w, out);
@@ -99,17 +100,16 @@ class TapedMap {
   Tensor<B> as_tensor(BatchView<const S> z) const {
     Shape shape = state_;
     std::array<Index, Shape::max_rank> extents{z.count};
-    for (Index i = 0; i < shape.rank(); ++i)
-      extents[static_cast<std::size_t>(i + 1)] = state_[i];
-    return Tensor<B>::view(const_cast<S*>(z.data),
-                           Shape(std::span<const Index>(
-                               extents.data(), static_cast<std::size_t>(state_.rank() + 1))));
+    for (Index i = 0; i < shape.rank(); ++i) extents[static_cast<std::size_t>(i + 1)] = state_[i];
+    return Tensor<B>::view(
+        const_cast<S*>(z.data),
+        Shape(std::span<const Index>(extents.data(), static_cast<std::size_t>(state_.rank() + 1))));
   }
   void check_shape(const Shape& y, Index count) const {
-    const bool fits = y.rank() == state_.rank() + 1 && y[0] == count &&
-                      y.product(1, y.rank()) == state_.size();
-    require<ShapeError>(fits, "f must return the shape of its state, ", count, " samples of ", state_,
-                        "; it returned ", y);
+    const bool fits =
+        y.rank() == state_.rank() + 1 && y[0] == count && y.product(1, y.rank()) == state_.size();
+    require<ShapeError>(fits, "f must return the shape of its state, ", count, " samples of ",
+                        state_, "; it returned ", y);
   }
   /// The rows of x that belong to the active samples; copied only when the set has changed.
   const std::vector<Tensor<B>>& inputs_of(Samples a) {

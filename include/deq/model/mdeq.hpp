@@ -15,16 +15,17 @@
 
 namespace deq {
 
-/// The weights of an MDEQ classifier, and what is around its equilibrium: the stem that turns an image
-/// into the injection x_0, the head that turns the equilibrium into logits. The equilibrium itself is
-/// the business of a solver and a backward policy: see MdeqClassifier.
+/// The weights of an MDEQ classifier, and what is around its equilibrium: the stem that turns an
+/// image into the injection x_0, the head that turns the equilibrium into logits. The equilibrium
+/// itself is the business of a solver and a backward policy: see MdeqClassifier.
 template <Backend B>
 class Mdeq {
   using S = typename B::Scalar;
 
  public:
   /// A freshly initialised network; the same weights for the same seed.
-  explicit Mdeq(const MdeqConfig& config, std::uint64_t seed = 0) : config_(config), layout_(config) {
+  explicit Mdeq(const MdeqConfig& config, std::uint64_t seed = 0)
+      : config_(config), layout_(config) {
     for (const MdeqLayout::Entry& e : layout_.parameters) parameters_.emplace_back(e.name, e.shape);
     for (const MdeqLayout::Norm& n : layout_.batch_norms) norms_.emplace_back(n.channels);
     initialise(seed);
@@ -102,8 +103,8 @@ class Mdeq {
     return linear(global_average_pool(t), classifier, p.next());
   }
 
-  /// Reads every parameter and running statistic under its PyTorch name. Names that the network does not
-  /// have are ignored; a missing name or another shape throws FormatError.
+  /// Reads every parameter and running statistic under its PyTorch name. Names that the network
+  /// does not have are ignored; a missing name or another shape throws FormatError.
   void load(const SafetensorsFile& file) {
     for (Parameter<B>& p : parameters_) p.value = read(file, p.name, p.value.shape());
     for (std::size_t i = 0; i < norms_.size(); ++i) {
@@ -159,14 +160,17 @@ class Mdeq {
       std::vector<S> values(static_cast<std::size_t>(shape.size()));
       Random random(seed, Purpose::initialization, 0, static_cast<std::uint32_t>(i));
       // The classifier's bias has its weight's fan-in, F.
-      const Index fan_in = shape.rank() > 1 ? shape.product(1, shape.rank()) : config_.final_channels;
+      const Index fan_in =
+          shape.rank() > 1 ? shape.product(1, shape.rank()) : config_.final_channels;
       const double bound = 1 / std::sqrt(static_cast<double>(fan_in));
       for (S& value : values) {
         switch (initial) {
           case Initial::zero: value = 0; break;
           case Initial::one: value = 1; break;
           case Initial::normal: value = static_cast<S>(0.01 * random.normal()); break;
-          case Initial::uniform_fan_in: value = static_cast<S>(random.uniform(-bound, bound)); break;
+          case Initial::uniform_fan_in:
+            value = static_cast<S>(random.uniform(-bound, bound));
+            break;
           case Initial::norm_of_v: break;
         }
       }

@@ -13,17 +13,17 @@ namespace deq {
 
 /// What one pass over a batch gave.
 struct PassReport {
-  double loss = 0;      ///< mean softmax cross-entropy, nats
-  Index correct = 0;    ///< samples whose largest logit is their label's
-  SolveReport solve;    ///< of the equilibrium (of the last step, if unrolled)
+  double loss = 0;    ///< mean softmax cross-entropy, nats
+  Index correct = 0;  ///< samples whose largest logit is their label's
+  SolveReport solve;  ///< of the equilibrium (of the last step, if unrolled)
   AdjointReport adjoint;
 };
 
-/// An MDEQ with a way to solve and to differentiate it: the forward and backward pass of MDEQ-SPEC.md,
-/// section 7. The weights stay with the Mdeq, so that several classifiers may share them; `Unrolled` as
-/// the policy is the original's pre-training.
+/// An MDEQ with a way to solve and to differentiate it: the forward and backward pass of
+/// MDEQ-SPEC.md, section 7. The weights stay with the Mdeq, so that several classifiers may share
+/// them; `Unrolled` as the policy is the original's pre-training.
 ///
-///     training     z from the solver, h = f(z), logits = head(h); batch statistics
+///     training     z from the solver, h = f(z), logits = head(h); batch statistics (`norm_mode`)
 ///     evaluation   logits = head(z); running statistics (unrolled: the same n applications)
 template <Backend B, class Solver, BackwardPolicy Policy>
 class MdeqClassifier {
@@ -32,6 +32,9 @@ class MdeqClassifier {
   using Solution = typename Layer::template Solution<B, std::dynamic_extent, std::dynamic_extent>;
 
  public:
+  /// How training passes normalise; `evaluate` freezes the running statistics (fine-tuning).
+  BatchNormMode norm_mode = BatchNormMode::train;
+
   explicit MdeqClassifier(Mdeq<B>& model, Solver solver = {}, Policy policy = {})
       : model_(model),
         train_layer_(model.function(model.config().dropout > 0), solver, policy),
@@ -86,14 +89,14 @@ class MdeqClassifier {
     all_.clear();
     for (const Parameter<B>& p : model_.parameters()) all_.push_back(tape_.input(p.value));
     const std::span<const Var<B>> all(all_);
-    std::vector<Var<B>> x{model_.stem(Var<B>(images), all, BatchNormMode::train)};
+    std::vector<Var<B>> x{model_.stem(Var<B>(images), all, norm_mode)};
     x.insert(x.end(), masks.begin(), masks.end());
     const std::vector<Var<B>> theta = model_.layer_parameters(all);
-    const Var<B> h = record_equilibrium(
-        layer, start(images.extent(0)), inputs(std::span<const Var<B>>(x)),
-        params(std::span<const Var<B>>(theta)),
-        detail::unrolls<Policy> ? Output::state : Output::applied, solution_);
-    const Var<B> l = model_.head(h, all, BatchNormMode::train);
+    const Var<B> h =
+        record_equilibrium(layer, start(images.extent(0)), inputs(std::span<const Var<B>>(x)),
+                           params(std::span<const Var<B>>(theta)),
+                           detail::unrolls<Policy> ? Output::state : Output::applied, solution_);
+    const Var<B> l = model_.head(h, all, norm_mode);
     const Var<B> loss = softmax_cross_entropy(l, labels);
 
     std::vector<Tensor<B>> gradients;

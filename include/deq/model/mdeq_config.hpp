@@ -8,9 +8,9 @@
 
 namespace deq {
 
-/// A multiscale deep equilibrium network for images (Bai, Koltun, Kolter, "Multiscale Deep Equilibrium
-/// Models", NeurIPS 2020), as the original code builds it. Branch i has channels[i] channels at
-/// resolution image_size / 2^i.
+/// A multiscale deep equilibrium network for images (Bai, Koltun, Kolter, "Multiscale Deep
+/// Equilibrium Models", NeurIPS 2020), as the original code builds it. Branch i has channels[i]
+/// channels at resolution image_size / 2^i.
 struct MdeqConfig {
   std::vector<Index> channels;       ///< C_i
   std::vector<Index> head_channels;  ///< H_i; the head widens branch i to 4 H_i
@@ -18,9 +18,9 @@ struct MdeqConfig {
   Index classes = 10;
   Index image_channels = 3;
   Index image_size = 32;
-  Index expansion = 5;    ///< a residual block widens to expansion * C_i
-  Index groups = 8;       ///< of every group norm but the last one of f, which has half
-  double dropout = 0;     ///< p of the variational dropout in training
+  Index expansion = 5;  ///< a residual block widens to expansion * C_i
+  Index groups = 8;     ///< of every group norm but the last one of f, which has half
+  double dropout = 0;   ///< p of the variational dropout in training
 
   /// 158 890 parameters; the original's cls_mdeq_TINY.
   static MdeqConfig tiny() {
@@ -58,8 +58,9 @@ struct MdeqConfig {
     require(dropout >= 0 && dropout < 1, "MdeqConfig: dropout must be in [0, 1), got ", dropout);
     require(groups >= 2 && groups % 2 == 0, "MdeqConfig: groups must be even, got ", groups);
     for (Index i = 0; i < branches(); ++i) {
-      require(channels_of(i) >= 1 && channels_of(i) % groups == 0, "MdeqConfig: channels of branch ",
-              i, " must be a multiple of ", groups, ", got ", channels_of(i));
+      require(channels_of(i) >= 1 && channels_of(i) % groups == 0,
+              "MdeqConfig: channels of branch ", i, " must be a multiple of ", groups, ", got ",
+              channels_of(i));
       require(head_of(i) >= 1, "MdeqConfig: head_channels of branch ", i, " must be >= 1, got ",
               head_of(i));
     }

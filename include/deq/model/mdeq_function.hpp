@@ -34,13 +34,13 @@ class Cursor {
 /// The layer f of MDEQ (MDEQ-SPEC.md, section 4; the original's MDEQModule):
 ///
 ///     block    a = relu(GN(conv3(z_i)));  a = drop_i(conv3(a)) + x_i;  b_i = GN(relu(GN(a) + z_i))
-///     fuse     s_i = sum_j T_ij(b_j),  T_ij: identity, 1x1 conv + GN + upsampling, or strided 3x3 convs + GN
-///     post     z_i' = GN_half(conv1(relu(s_i)))
+///     fuse     s_i = sum_j T_ij(b_j),  T_ij: identity, 1x1 conv + GN + upsampling, or strided 3x3
+///     convs + GN post     z_i' = GN_half(conv1(relu(s_i)))
 ///
-/// z is (N, D). The per-sample inputs are the injections of the first branches (any number of them, zero
-/// for the others), then, in training with dropout, one mask (N, C_i, 1, 1) for every branch. The
-/// parameters are the effective ones, weight norm applied, in the order of MdeqLayout. No BatchNorm:
-/// samples do not influence each other, bit for bit.
+/// z is (N, D). The per-sample inputs are the injections of the first branches (any number of them,
+/// zero for the others), then, in training with dropout, one mask (N, C_i, 1, 1) for every branch.
+/// The parameters are the effective ones, weight norm applied, in the order of MdeqLayout. No
+/// BatchNorm: samples do not influence each other, bit for bit.
 struct MdeqFunction {
   MdeqConfig config;
   bool dropout = false;  ///< masks follow the injections

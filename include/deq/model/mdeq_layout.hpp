@@ -124,7 +124,8 @@ struct MdeqLayout {
     }
     conv("final_layer.0", c.final_channels, 4 * c.head_of(c.branches() - 1), 1, true);
     batch_norm("final_layer.1", c.final_channels);
-    parameters.push_back({"classifier.weight", {c.classes, c.final_channels}, Initial::uniform_fan_in});
+    parameters.push_back(
+        {"classifier.weight", {c.classes, c.final_channels}, Initial::uniform_fan_in});
     parameters.push_back({"classifier.bias", {c.classes}, Initial::uniform_fan_in});
   }
 };

@@ -9,24 +9,25 @@
 
 namespace deq {
 
-/// Anderson acceleration (type II) with a QR factorisation that is updated, never recomputed (Walker
-/// and Ni, "Anderson Acceleration for Fixed-Point Iterations", SIAM J. Numer. Anal. 49, 2011), each
-/// sample a problem of its own. With the last n <= memory differences dG = Q R of residuals and dZ of
-/// iterates:
+/// Anderson acceleration (type II) with a QR factorisation that is updated, never recomputed
+/// (Walker and Ni, "Anderson Acceleration for Fixed-Point Iterations", SIAM J. Numer. Anal. 49,
+/// 2011), each sample a problem of its own. With the last n <= memory differences dG = Q R of
+/// residuals and dZ of iterates:
 ///
-///     gamma = argmin ||g - dG gamma||^2 + lambda ||gamma||^2,   lambda = regularization max_i |R_ii|^2
-///     z <- z + beta g - (dZ + beta dG) gamma
+///     gamma = argmin ||g - dG gamma||^2 + lambda ||gamma||^2,   lambda = regularization max_i
+///     |R_ii|^2 z <- z + beta g - (dZ + beta dG) gamma
 ///
 /// A new column is orthogonalised twice (classical Gram-Schmidt); the oldest is removed by plane
-/// rotations of Q and R, when the memory is full or nothing remains of the new one. Normal equations are never formed, so that
-/// the condition number is not squared. The first step is a damped fixed-point step.
+/// rotations of Q and R, when the memory is full or nothing remains of the new one. Normal
+/// equations are never formed, so that the condition number is not squared. The first step is a
+/// damped fixed-point step.
 ///
-/// Cost: one evaluation of f and about eight passes over n D numbers a step. Memory: 2 m D numbers a
-/// sample, and 7 D.
+/// Cost: one evaluation of f and about eight passes over n D numbers a step. Memory: 2 m D numbers
+/// a sample, and 7 D.
 struct Anderson {
   Stopping stopping = {};
-  Index memory = 6;             ///< m, differences kept
-  double beta = 1;              ///< mixing
+  Index memory = 6;               ///< m, differences kept
+  double beta = 1;                ///< mixing
   double regularization = 1e-12;  ///< relative ridge
 
   template <class B>
@@ -68,8 +69,8 @@ struct Anderson {
       mix<B>(active, g, z, ws);
       active = ws.monitor.judge(active, k, ws.evaluate(f, active, z), z, g, observer);
       if (keep == KeepInverse::yes && k == stopping.max_iterations)
-        active = ws.monitor.with_status(ws.monitor.everybody(), SolveStatus::budget_exhausted,
-                                        ws.ids);
+        active =
+            ws.monitor.with_status(ws.monitor.everybody(), SolveStatus::budget_exhausted, ws.ids);
       if (memory > 0) {
         remember<B>(active, z, g, z_last, g_last, ws);
         ws.monitor.count_skipped(active, ws.skipped.data());
@@ -104,15 +105,15 @@ struct Anderson {
     const Multisecant<B>& h = ws.inverse;
     ws.work.resize(g.count * memory * (memory + 1));
     B::project(a, BasisView<const S>(h.q_basis()), h.ranks(), g, ws.gamma.data());
-    B::for_each(a, [=, r = ws.r.data(), gamma = ws.gamma.data(), work = ws.work.data(),
-                    rank = h.ranks(), m = memory,
-                    relative = static_cast<S>(regularization)] DEQ_HOST_DEVICE(Index s) {
-      const S* rs = r + s * m * m;
-      S* c = gamma + s * m;
-      detail::solve_ridge(rs, m, rank[s], ridge(rs, m, rank[s], relative), c,
-                          work + s * m * (m + 1));
-      for (Index i = 0; i < rank[s]; ++i) c[i] = -c[i];
-    });
+    B::for_each(
+        a, [=, r = ws.r.data(), gamma = ws.gamma.data(), work = ws.work.data(), rank = h.ranks(),
+            m = memory, relative = static_cast<S>(regularization)] DEQ_HOST_DEVICE(Index s) {
+          const S* rs = r + s * m * m;
+          S* c = gamma + s * m;
+          detail::solve_ridge(rs, m, rank[s], ridge(rs, m, rank[s], relative), c,
+                              work + s * m * (m + 1));
+          for (Index i = 0; i < rank[s]; ++i) c[i] = -c[i];
+        });
     B::axpby(a, static_cast<S>(beta), BatchView<const S>(g), S(1), z);
     B::combine(a, BasisView<const S>(h.y_basis()), h.ranks(), ws.gamma.data(), z);
   }
@@ -231,17 +232,17 @@ struct Anderson {
     using S = typename B::Scalar;
     const Multisecant<B>& h = ws.inverse;
     ws.work.resize(a.count * memory * (memory + 1));
-    B::for_each(a, [=, r = ws.r.data(), out = h.m(), work = ws.work.data(), rank = h.ranks(),
-                    m = memory,
-                    relative = static_cast<S>(regularization)] DEQ_HOST_DEVICE(Index s) {
-      const S* rs = r + s * m * m;
-      const S lambda = ridge(rs, m, rank[s], relative);
-      for (Index j = 0; j < rank[s]; ++j) {
-        S* column = out + s * m * m + j * m;
-        for (Index i = 0; i < rank[s]; ++i) column[i] = i == j;
-        detail::solve_ridge(rs, m, rank[s], lambda, column, work + s * m * (m + 1));
-      }
-    });
+    B::for_each(
+        a, [=, r = ws.r.data(), out = h.m(), work = ws.work.data(), rank = h.ranks(), m = memory,
+            relative = static_cast<S>(regularization)] DEQ_HOST_DEVICE(Index s) {
+          const S* rs = r + s * m * m;
+          const S lambda = ridge(rs, m, rank[s], relative);
+          for (Index j = 0; j < rank[s]; ++j) {
+            S* column = out + s * m * m + j * m;
+            for (Index i = 0; i < rank[s]; ++i) column[i] = i == j;
+            detail::solve_ridge(rs, m, rank[s], lambda, column, work + s * m * (m + 1));
+          }
+        });
   }
 };
 

@@ -15,8 +15,8 @@ namespace deq {
 ///     d = -H g(z),   z <- z + t d,   H <- rank-one update such that H dg = dz,   H_0 = -I
 ///
 /// so that the first step is a fixed-point step. Nguyen and Mauch, section 3; C. G. Broyden, Math.
-/// Comp. 19 (1965). t = 1 with FullStep. When a sample meets the tolerance at step k it leaves with k - 1
-/// updates; when its budget ends, and the inverse is to be kept, with k.
+/// Comp. 19 (1965). t = 1 with FullStep. When a sample meets the tolerance at step k it leaves with
+/// k - 1 updates; when its budget ends, and the inverse is to be kept, with k.
 ///
 /// Storage: how H is kept, Pairs or StepsOnly. Cost: one evaluation of f a step, and what
 /// H::advance costs. Memory: the storage, and 6 D numbers a sample.
@@ -85,8 +85,8 @@ struct Broyden {
     stopping.validate();
     line_search.validate(stopping);
     require(memory >= 0, "Broyden: memory must be >= 0, got ", memory);
-    require(!Storage::needs_unit_steps ||
-                when_full == WhenFull::restart || when_full == WhenFull::freeze,
+    require(!Storage::needs_unit_steps || when_full == WhenFull::restart ||
+                when_full == WhenFull::freeze,
             "Broyden<StepsOnly>: when_full must be restart or freeze");
   }
 };

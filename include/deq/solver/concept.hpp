@@ -13,8 +13,8 @@ namespace deq {
 /// Left behind by a solver that has no inverse Jacobian to offer.
 struct NoInverse {};
 
-/// Whether a solve should leave its inverse Jacobian behind, decided at compile time by the backward
-/// policy.
+/// Whether a solve should leave its inverse Jacobian behind, decided at compile time by the
+/// backward policy.
 enum class KeepInverse : bool { no, yes };
 
 /// A solver of z = f(z): a copyable struct of hyperparameters with
@@ -25,17 +25,16 @@ enum class KeepInverse : bool { no, yes };
 ///     void solve(Map& f, BatchView<S> z, Workspace<B>& ws, Observer&&) const
 ///
 /// On entry z holds the start (a warm start if it is not zero), on return the best iterates. The
-/// workspace then holds `report`, and `inverse` if it was to be kept. Never throws because f does not
-/// converge.
+/// workspace then holds `report`, and `inverse` if it was to be kept. Never throws because f does
+/// not converge.
 template <class Solver, class Map>
 concept SolverFor = FixedPointMap<Map> &&
-                    requires(const Solver& solver, Map& f,
-                             BatchView<typename Map::Backend::Scalar> z,
-                             typename Solver::template Workspace<typename Map::Backend>& ws) {
-                      solver.template solve<KeepInverse::no>(f, z, ws, NoObserver{});
-                      { ws.report } -> std::convertible_to<const SolveReport&>;
-                      { solver.stopping } -> std::convertible_to<const Stopping&>;
-                    };
+    requires(const Solver& solver, Map& f, BatchView<typename Map::Backend::Scalar> z,
+             typename Solver::template Workspace<typename Map::Backend>& ws) {
+  solver.template solve<KeepInverse::no>(f, z, ws, NoObserver{});
+  { ws.report } -> std::convertible_to<const SolveReport&>;
+  { solver.stopping } -> std::convertible_to<const Stopping&>;
+};
 
 /// The solver leaves an inverse Jacobian behind.
 template <class Solver, class B>

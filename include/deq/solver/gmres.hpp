@@ -13,10 +13,11 @@ namespace deq {
 ///
 ///     z = z_0 + V y,   y = argmin || ||r_0|| e_1 - Hbar y ||,   (I - A) V_n = V_{n+1} Hbar
 ///
-/// Arnoldi with classical Gram-Schmidt, twice; Hbar by plane rotations. One iteration is one product
-/// with A. Within a cycle a sample leaves when its residual estimate meets the tolerance; at the end
-/// of each cycle the true residual is computed (one evaluation) and judged by `stopping`, where the
-/// relative residual is ||g(z)|| / ||f(z)||. stopping.max_iterations counts products.
+/// Arnoldi with classical Gram-Schmidt, twice; Hbar by plane rotations. One iteration is one
+/// product with A. Within a cycle a sample leaves when its residual estimate meets the tolerance;
+/// at the end of each cycle the true residual is computed (one evaluation) and judged by
+/// `stopping`, where the relative residual is ||g(z)|| / ||f(z)||. stopping.max_iterations counts
+/// products.
 ///
 /// Memory: (restart + 1) D numbers a sample. Leaves no inverse behind.
 struct Gmres {
@@ -91,8 +92,10 @@ struct Gmres {
       number[s] = 1 / beta;
       zero[s] = 0;
       for (Index i = 0; i <= m; ++i) rhs[s * (m + 1) + i] = i == 0 ? beta : S(0);
-      const double relative = rule.relative_tolerance * (std::sqrt(static_cast<double>(ff[s])) + 1e-9);
-      target[s] = static_cast<S>(relative > rule.absolute_tolerance ? relative : rule.absolute_tolerance);
+      const double relative =
+          rule.relative_tolerance * (std::sqrt(static_cast<double>(ff[s])) + 1e-9);
+      target[s] =
+          static_cast<S>(relative > rule.absolute_tolerance ? relative : rule.absolute_tolerance);
       rank[s] = 0;
       columns[s] = 0;
     });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How far along its direction a quasi-Newton step goes. A line search moves z and returns f there, so
-// that no evaluation is made twice.
+// How far along its direction a quasi-Newton step goes. A line search moves z and returns f there,
+// so that no evaluation is made twice.
 #pragma once
 
 #include <cmath>
@@ -33,10 +33,10 @@ struct FullStep {
 ///
 ///     ||g(z + t d)||^2 <= (1 - 2 c t) ||g(z)||^2
 ///
-/// (d taken for a Newton direction, along which the derivative of ||g||^2 / 2 is -||g||^2). t starts at 1
-/// and goes to the minimiser of the interpolating parabola, kept within [t / 10, t / 2]. Every sample has
-/// its own t. After max_backtracks the last t is taken as it is. Cost: one evaluation of f a
-/// backtrack. Nocedal and Wright, "Numerical Optimization", section 3.5.
+/// (d taken for a Newton direction, along which the derivative of ||g||^2 / 2 is -||g||^2). t
+/// starts at 1 and goes to the minimiser of the interpolating parabola, kept within [t / 10, t /
+/// 2]. Every sample has its own t. After max_backtracks the last t is taken as it is. Cost: one
+/// evaluation of f a backtrack. Nocedal and Wright, "Numerical Optimization", section 3.5.
 struct Armijo {
   double c = 1e-4;
   int max_backtracks = 6;
@@ -74,7 +74,8 @@ struct Armijo {
     for (int backtracks = 0; !searching.empty(); ++backtracks) {
       // trial = z + t d
       B::copy(searching, z, trial);
-      B::for_each(searching, [=, out = ws.f_squared.data()] DEQ_HOST_DEVICE(Index s) { out[s] = 1; });
+      B::for_each(searching,
+                  [=, out = ws.f_squared.data()] DEQ_HOST_DEVICE(Index s) { out[s] = 1; });
       B::axpby(searching, length, BatchView<const S>(d), ws.f_squared.data(), trial);
       const BatchView<const S> compact_f = evaluate(map, searching, trial);
       B::scatter(searching, compact_f, f);

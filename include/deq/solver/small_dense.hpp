@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The small dense algebra that one sample of a solver needs: plane rotations and triangular systems of
-// a handful of numbers. Plain loops, so that they also run inside a kernel.
+// The small dense algebra that one sample of a solver needs: plane rotations and triangular systems
+// of a handful of numbers. Plain loops, so that they also run inside a kernel.
 #pragma once
 
 #include <cmath>
@@ -43,8 +43,8 @@ DEQ_HOST_DEVICE void solve_upper_transposed(const S* r, Index ld, Index n, S* x)
   }
 }
 
-/// x <- argmin ||R x - b||^2 + lambda ||x||^2 for b given in x, without squaring the condition number: the
-/// rows sqrt(lambda) I are rotated into a copy of R. `work` holds n (n + 1) numbers.
+/// x <- argmin ||R x - b||^2 + lambda ||x||^2 for b given in x, without squaring the condition
+/// number: the rows sqrt(lambda) I are rotated into a copy of R. `work` holds n (n + 1) numbers.
 template <class S>
 DEQ_HOST_DEVICE void solve_ridge(const S* r, Index ld, Index n, S lambda, S* x, S* work) {
   S* t = work;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// When a sample leaves the iteration, which of its iterates is returned, and the report of both. All
-// solvers share it.
+// When a sample leaves the iteration, which of its iterates is returned, and the report of both.
+// All solvers share it.
 #pragma once
 
 #include <cmath>
@@ -20,14 +20,15 @@ enum class Scope {
   batch,   ///< one norm over the whole batch, as the original MDEQ code does; for parity only
 };
 
-/// The stopping rule. Tests are made after every evaluation of f, the one at the start included, with
-/// g(z) = f(z) - z, absolute = ||g(z)||, relative = ||g(z)|| / (||f(z)|| + 1e-9), Euclidean norms:
+/// The stopping rule. Tests are made after every evaluation of f, the one at the start included,
+/// with g(z) = f(z) - z, absolute = ||g(z)||, relative = ||g(z)|| / (||f(z)|| + 1e-9), Euclidean
+/// norms:
 ///   converged   relative <= relative_tolerance or absolute <= absolute_tolerance
 ///   non-finite  a norm is NaN or infinite
-///   diverged    relative > divergence_factor x (relative after the first step)
-///   stalled     over the last stall_window steps the largest relative residual is below
-///               stall_ratio times the smallest, and the last is below stall_level
-/// The iterate with the lowest relative residual is the one returned, whatever the outcome.
+///   diverged    absolute or relative > divergence_factor x (the same after the first step)
+///   stalled     over the last stall_window steps the largest residual, absolute and relative, is
+///               below stall_ratio times the smallest, and the last relative one below stall_level
+/// The iterate returned is the one that converged, else the one with the lowest relative residual.
 struct Stopping {
   int max_iterations = 50;
   double relative_tolerance = 1e-6;  ///< 0 switches the test off
@@ -57,10 +58,10 @@ namespace detail {
 /// What is known of one sample during a solve.
 struct Progress {
   SampleReport report;
-  double absolute, relative;  ///< of the current iterate
-  double first_relative;      ///< after the first step
-  int judgements;             ///< entries of the residual history
-  bool improved;              ///< the current iterate is the best so far
+  double absolute, relative;              ///< of the current iterate
+  double first_absolute, first_relative;  ///< after the first step
+  int judgements;                         ///< entries of the residual history
+  bool improved;                          ///< the current iterate is the best so far
 };
 
 /// Smallest and largest of the last `window` entries of a history.
@@ -87,13 +88,22 @@ DEQ_HOST_DEVICE inline void judge(const Stopping& rule, Progress& p, double* rel
   r.iterations = k;
   ++r.evaluations;
   if (k > 0) {
-    if (p.judgements == 0) p.first_relative = p.relative;
+    if (p.judgements == 0) {
+      p.first_absolute = p.absolute;
+      p.first_relative = p.relative;
+    }
     relative_history[p.judgements] = p.relative;
     absolute_history[p.judgements] = p.absolute;
     ++p.judgements;
   }
   const bool finite = std::isfinite(p.absolute) && std::isfinite(p.relative);
-  p.improved = k == 0 || (finite && !(p.relative >= r.relative));
+  const bool converged =
+      finite &&
+      (p.absolute == 0 || (rule.relative_tolerance > 0 && p.relative <= rule.relative_tolerance) ||
+       (rule.absolute_tolerance > 0 && p.absolute <= rule.absolute_tolerance));
+  // Where f(z) tends to 0 an iterate can meet the absolute tolerance without the lowest relative
+  // residual.
+  p.improved = k == 0 || converged || (finite && !(p.relative >= r.relative));
   if (p.improved) {
     r.best_iteration = k;
     r.absolute = p.absolute;
@@ -101,17 +111,20 @@ DEQ_HOST_DEVICE inline void judge(const Stopping& rule, Progress& p, double* rel
   }
   if (!finite) {
     r.status = SolveStatus::non_finite;
-  } else if (p.absolute == 0 || (rule.relative_tolerance > 0 && p.relative <= rule.relative_tolerance) ||
-             (rule.absolute_tolerance > 0 && p.absolute <= rule.absolute_tolerance)) {
+  } else if (converged) {
     r.status = SolveStatus::converged;
-  } else if (p.judgements > 1 && p.relative > rule.divergence_factor * p.first_relative) {
+  } else if (p.judgements > 1 && (p.absolute > rule.divergence_factor * p.first_absolute ||
+                                  p.relative > rule.divergence_factor * p.first_relative)) {
     r.status = SolveStatus::diverged;
   } else if (k >= rule.max_iterations) {
     r.status = SolveStatus::budget_exhausted;
   } else if (rule.stall_window > 0 && p.judgements >= rule.stall_window &&
              p.relative < rule.stall_level) {
-    const Range range = range_of_last(relative_history, p.judgements, rule.stall_window);
-    if (range.high < rule.stall_ratio * range.low) r.status = SolveStatus::stalled;
+    const Range relative = range_of_last(relative_history, p.judgements, rule.stall_window);
+    const Range absolute = range_of_last(absolute_history, p.judgements, rule.stall_window);
+    if (relative.high < rule.stall_ratio * relative.low &&
+        absolute.high < rule.stall_ratio * absolute.low)
+      r.status = SolveStatus::stalled;
   }
 }
 
@@ -164,9 +177,9 @@ class Monitor {
   S* g_squared() { return g_squared_.data(); }
   S* f_squared() { return f_squared_.data(); }
 
-  /// G = F - Z for the active samples (F compact), and what the stopping rule makes of it at step k:
-  /// best iterates are put aside, the observer is asked, whoever has finished is retired. Returns who
-  /// goes on.
+  /// G = F - Z for the active samples (F compact), and what the stopping rule makes of it at step
+  /// k: best iterates are put aside, the observer is asked, whoever has finished is retired.
+  /// Returns who goes on.
   template <class Observer>
   Samples judge(Samples a, int k, BatchView<const S> f, BatchView<const S> z, BatchView<S> g,
                 Observer&& observer) {
@@ -205,13 +218,15 @@ class Monitor {
     const Progress* progress = progress_.data();
     ids.resize(count_);
     return B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].report.status == status; }, ids.data());
+        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].report.status == status; },
+        ids.data());
   }
 
   /// Counts an update of the inverse that had to be left out, for the samples where skipped[s].
   void count_skipped(Samples a, const bool* skipped) {
     Progress* progress = progress_.data();
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { progress[s].report.skipped_updates += skipped[s]; });
+    B::for_each(a,
+                [=] DEQ_HOST_DEVICE(Index s) { progress[s].report.skipped_updates += skipped[s]; });
   }
   /// Counts evaluations of f that were not followed by a judgement (a line search, a Krylov cycle).
   void count_evaluations(Samples a, int n) {
@@ -274,8 +289,8 @@ class Monitor {
   std::vector<Progress> host_progress_;
 };
 
-/// Evaluates a map for the active samples of a whole batch: F is compact, and so is what f is given.
-/// While everybody is active nothing is copied.
+/// Evaluates a map for the active samples of a whole batch: F is compact, and so is what f is
+/// given. While everybody is active nothing is copied.
 template <Backend B>
 class Evaluator {
   using S = typename B::Scalar;

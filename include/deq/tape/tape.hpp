@@ -100,13 +100,26 @@ class Sink {
   explicit operator bool() const { return slot_ != nullptr; }
   const Shape& shape() const { return *shape_; }
 
-  /// The memory to write to; asked for once by each operation that does write.
+  /// The memory to write to. Asked for once by each operation that does write, which then writes
+  /// every element, and before it asks another sink: two inputs may be the same variable.
   Target target() const {
     if (!slot_->tensor)
       slot_->tensor = Tensor<B>(*shape_);
     else if (!slot_->pinned && !slot_->tensor.unique())
       slot_->tensor = slot_->tensor.clone();
     return {slot_->tensor.data(), std::exchange(slot_->written, true)};
+  }
+
+  /// cotangent_i (+)= f(in_i...): what an elementwise operation does.
+  template <class Function, class... In>
+  void write(Function f, const In*... in) const {
+    using S = typename B::Scalar;
+    const auto [out, accumulate] = target();
+    if (accumulate)
+      elementwise(
+          B{}, shape_->size(), [f](S sum, auto... x) { return sum + f(x...); }, out, out, in...);
+    else
+      elementwise(B{}, shape_->size(), f, out, in...);
   }
 
   /// Adds a whole cotangent; the first one is kept as a handle, not copied.
@@ -119,7 +132,8 @@ class Sink {
     }
     const auto [out, accumulate] = target();
     if (accumulate)
-      elementwise(B{}, cotangent.size(), [](S a, S b) { return a + b; }, out, out, cotangent.data());
+      elementwise(
+          B{}, cotangent.size(), [](S a, S b) { return a + b; }, out, out, cotangent.data());
     else
       B::copy_bytes(out, cotangent.data(), static_cast<std::size_t>(cotangent.size()) * sizeof(S));
   }
@@ -132,23 +146,39 @@ class Sink {
 /// What the VJP of an operation y = op(x_0, x_1, ...) is given.
 template <class B>
 struct Reverse {
-  const Tensor<B>& cotangent;           ///< dl/dy
-  const Tensor<B>& output;              ///< y; empty unless Op::saves_output
-  std::span<const Tensor<B>> input;     ///< x_i; empty tensors unless Op::saves_inputs
-  std::span<const Sink<B>> grad;        ///< where dl/dx_i goes
+  const Tensor<B>& cotangent;        ///< dl/dy
+  const Tensor<B>& output;           ///< y; empty unless Op::saves_output
+  std::span<const Tensor<B>> input;  ///< x_i; empty tensors unless Op::saves_inputs
+  std::span<const Sink<B>> grad;     ///< where dl/dx_i goes
 };
 
-/// An operation of the tape. It is a value: attributes (a stride, a number of groups) are its members,
-/// and so is whatever its forward pass computes that its VJP can use again (a mean, a mask).
+/// An operation of the tape. It is a value: attributes (a stride, a number of groups) are its
+/// members, and so is whatever its forward pass computes that its VJP can use again (a mean, a
+/// mask).
 ///
 ///     template <class B> struct Square {
+///       using S = typename B::Scalar;
 ///       static constexpr bool saves_inputs = true, saves_output = false;
-///       Tensor<B> forward(const Tensor<B>& x);        // y, newly made; may set members
-///       void vjp(const Reverse<B>& r) const;          // r.grad[i] += (dy/dx_i)^T r.cotangent
+///       Tensor<B> forward(const Tensor<B>& x) {       // y; may set members
+///         Tensor<B> y(x.shape());
+///         elementwise(B{}, x.size(), [](S a) { return a * a; }, y.data(), x.data());
+///         return y;
+///       }
+///       void vjp(const Reverse<B>& r) const {         // r.grad[i] += (dy/dx_i)^T r.cotangent
+///         if (r.grad[0])
+///           r.grad[0].write([](S c, S x) { return 2 * x * c; }, r.cotangent.data(),
+///           r.input[0].data());
+///       }
 ///     };
-///     template <TensorLike X> auto square(const X& x) { return record(Square<typename X::Backend>{}, x); }
+///     template <TensorLike X> auto square(const X& x) { return record(Square<typename
+///     X::Backend>{}, x); }
 ///
 /// `vjp` computes only the cotangents whose sink is wanted, and may be called any number of times.
+/// Numbers are touched by kernels alone: functions found by argument-dependent lookup on the
+/// backend's tag (elementwise above), whose CPU versions are in backend/cpu/ and which any backend
+/// can overload. A kernel that is not elementwise asks the sink for its target: the memory, and
+/// whether to add to it. y may be a handle to an input's memory (a reshape); nothing ever writes to
+/// an operand.
 template <class Op, class B>
 concept Operation = requires(const Op& op, const Reverse<B>& reverse) {
   { Op::saves_inputs } -> std::convertible_to<bool>;
@@ -157,8 +187,8 @@ concept Operation = requires(const Op& op, const Reverse<B>& reverse) {
 };
 
 /// Records operations, and computes vector-Jacobian products of what it has recorded, any number of
-/// times. One thread at a time. Memory comes from pools: recording the same computation again, after
-/// clear(), allocates nothing.
+/// times. One thread at a time. Memory comes from pools: recording the same computation again,
+/// after clear(), allocates nothing.
 template <class B>
 class Tape {
  public:
@@ -179,8 +209,8 @@ class Tape {
   void clear() { nodes_.clear(); }
 
   /// gradients[i] (+)= (d output / d wrt[i])^T cotangent, for one output. Overwrites the gradients
-  /// unless `accumulate`. Work is pruned to what `wrt` needs. Cost: about one to two evaluations of
-  /// what lies between wrt and output.
+  /// unless `accumulate`, for which every wrt[i] has to be a leaf. Work is pruned to what `wrt`
+  /// needs. Cost: about one to two evaluations of what lies between wrt and output.
   void vjp(const Var<B>& output, const Tensor<B>& cotangent, std::span<const Var<B>> wrt,
            std::span<const Tensor<B>> gradients, bool accumulate = false) {
     require(wrt.size() == gradients.size(), "Tape::vjp: ", wrt.size(), " variables but ",
@@ -234,7 +264,8 @@ class Tape {
 
   template <class Op>
   struct RecordOf final : Record {
-    static_assert(Operation<Op, B>, "an operation needs saves_inputs, saves_output and vjp(Reverse)");
+    static_assert(Operation<Op, B>,
+                  "an operation needs saves_inputs, saves_output and vjp(Reverse)");
 
     RecordOf(Op operation, const Tensor<B>& y, std::span<const Var<B>> xs)
         : op(std::move(operation)), saved_inputs(xs.size()) {
@@ -269,6 +300,8 @@ class Tape {
                         gradient.shape(), ", its variable ", x.shape());
     const auto id = static_cast<std::size_t>(x.id());
     require(!needed_[id], "Tape::vjp: a variable is asked for twice");
+    // What the memory of an intermediate value held before would be swept on to its inputs.
+    require(!accumulate || !nodes_[id].record, "Tape::vjp: accumulates into leaves only");
     slots_[id] = {gradient, accumulate, true};
     needed_[id] = 1;
   }
@@ -278,7 +311,8 @@ class Tape {
     sinks_.clear();
     for (const Index input : inputs(id)) {
       const auto i = static_cast<std::size_t>(input);
-      sinks_.push_back(input >= 0 && needed_[i] ? Sink<B>(&slots_[i], &nodes_[i].shape) : Sink<B>());
+      sinks_.push_back(input >= 0 && needed_[i] ? Sink<B>(&slots_[i], &nodes_[i].shape)
+                                                : Sink<B>());
     }
     nodes_[id].record->vjp(slots_[id].tensor, sinks_);
     if (!slots_[id].pinned) slots_[id].tensor = {};
@@ -303,8 +337,8 @@ Tape<B>* common_tape(std::span<const Var<B>> xs) {
 }
 }  // namespace detail
 
-/// y = op(xs...): computes if every x is a Tensor; if one is a Var, records as well. Which of the two
-/// is decided at compile time.
+/// y = op(xs...): computes if every x is a Tensor; if one is a Var, records as well. Which of the
+/// two is decided at compile time.
 template <class Op, TensorLike X, TensorLike... Xs>
 auto record(Op op, const X& x, const Xs&... xs) {
   using B = typename X::Backend;

@@ -42,10 +42,12 @@ struct Cpu {
   static void fill(S* x, Index n, S value) { std::fill_n(x, n, value); }
 
   static void gather(Samples a, ConstView whole, View compact) {
-    over(a, whole.dim, [=](Index s, Index j) { copy_column(whole.col(s), compact.col(j), whole.dim); });
+    over(a, whole.dim,
+         [=](Index s, Index j) { copy_column(whole.col(s), compact.col(j), whole.dim); });
   }
   static void scatter(Samples a, ConstView compact, View whole) {
-    over(a, whole.dim, [=](Index s, Index j) { copy_column(compact.col(j), whole.col(s), whole.dim); });
+    over(a, whole.dim,
+         [=](Index s, Index j) { copy_column(compact.col(j), whole.col(s), whole.dim); });
   }
   static void copy(Samples a, ConstView x, View y) {
     over(a, x.dim, [=](Index s, Index) { copy_column(x.col(s), y.col(s), x.dim); });
@@ -68,9 +70,8 @@ struct Cpu {
     over(a, x.dim, [=](Index s, Index) { axpby_column(alpha, x.col(s), beta, y.col(s), x.dim); });
   }
   static void axpby(Samples a, const S* alpha, ConstView x, const S* beta, View y) {
-    over(a, x.dim, [=](Index s, Index) {
-      axpby_column(alpha[s], x.col(s), beta[s], y.col(s), x.dim);
-    });
+    over(a, x.dim,
+         [=](Index s, Index) { axpby_column(alpha[s], x.col(s), beta[s], y.col(s), x.dim); });
   }
 
   static void project(Samples a, ConstBasis h, const Index* rank, ConstView x, S* out) {

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+// What a kernel of a tensor operation is told about extents. Plain numbers, for any backend.
+#pragma once
+
+#include <array>
+
+#include <deq/core/shape.hpp>
+
+namespace deq {
+
+/// C (m x n) = op(A) op(B), row-major and dense; op(A) is m x k, op(B) is k x n.
+struct GemmGeometry {
+  Index m = 0, n = 0, k = 0;
+  bool transpose_a = false;  ///< A is stored as k x m
+  bool transpose_b = false;  ///< B is stored as n x k
+};
+
+/// Cross-correlation of NCHW maps with weights (out, in, kernel, kernel).
+struct Conv2dGeometry {
+  Index samples = 0;
+  Index in_channels = 0, height = 0, width = 0;
+  Index out_channels = 0, kernel_height = 0, kernel_width = 0;
+  Index stride = 1, padding = 0;
+
+  Index out_height() const { return (height + 2 * padding - kernel_height) / stride + 1; }
+  Index out_width() const { return (width + 2 * padding - kernel_width) / stride + 1; }
+  Index in_pixels() const { return height * width; }
+  Index out_pixels() const { return out_height() * out_width(); }
+  Index kernel_size() const { return kernel_height * kernel_width; }
+  /// Terms of the sum that one output value is.
+  Index patch() const { return in_channels * kernel_size(); }
+  /// The patches of the output pixels are the input itself.
+  bool pointwise() const { return kernel_size() == 1 && stride == 1 && padding == 0; }
+};
+
+/// A tensor (samples, channels, pixels) whose normalisation has one mean and one deviation for
+/// every block of `channels_per_statistic` channels, of each sample or (`shared`) of the whole
+/// batch.
+struct NormGeometry {
+  Index samples = 0, channels = 0, pixels = 0;
+  Index channels_per_statistic = 1;
+  bool shared = false;
+
+  Index groups() const { return channels / channels_per_statistic; }
+  Index statistic(Index sample, Index channel) const {
+    return (shared ? 0 : sample * groups()) + channel / channels_per_statistic;
+  }
+  Index offset(Index sample, Index channel) const { return (sample * channels + channel) * pixels; }
+};
+
+/// `planes` maps of height x width small pixels, each of which stands for a factor x factor square.
+struct PoolGeometry {
+  Index planes = 0, height = 0, width = 0, factor = 1;
+};
+
+/// `count` strips of `length` contiguous numbers, at these distances from each other.
+struct StripGeometry {
+  Index count = 0, length = 0;
+  Index from_stride = 0, to_stride = 0;
+};
+
+/// A loop nest over the elements of a tensor, and where K operands are in it: operand k advances by
+/// stride[k][d] in dimension d, by 0 where it is broadcast. Adjacent dimensions in which no operand
+/// tells the difference are one: equal shapes give one long loop, a mask (N, C, 1, 1) on (N, C, H,
+/// W) a nest of two. Dimension 0 is the innermost; there every stride is 0 or 1.
+template <std::size_t K>
+struct LoopNest {
+  using Extents = std::array<Index, static_cast<std::size_t>(Shape::max_rank)>;
+  Index rank = 0;
+  Extents extent{};
+  std::array<Extents, K> stride{};
+
+  /// Over `full`; each operand broadcasts to it, as NumPy has it: shapes are aligned at their ends,
+  /// and an extent that is missing or 1 is repeated.
+  LoopNest(const Shape& full, const std::array<Shape, K>& operands) {
+    std::array<Index, K> dense;
+    dense.fill(1);
+    for (Index back = 1; back <= full.rank(); ++back) {
+      Extents step{};
+      for (std::size_t k = 0; k < K; ++k) {
+        const Index n = back <= operands[k].rank() ? operands[k][-back] : 1;
+        step[k] = n == 1 ? 0 : dense[k];
+        dense[k] *= n;
+      }
+      if (full[-back] == 1) continue;
+      if (rank == 0 || !merges(step)) {
+        for (std::size_t k = 0; k < K; ++k) stride[k][static_cast<std::size_t>(rank)] = step[k];
+        extent[static_cast<std::size_t>(rank++)] = full[-back];
+      } else {
+        extent[static_cast<std::size_t>(rank - 1)] *= full[-back];
+      }
+    }
+    if (rank == 0) {
+      rank = 1;
+      extent[0] = 1;
+      for (Extents& s : stride) s[0] = 1;
+    }
+  }
+
+ private:
+  bool merges(const Extents& step) const {
+    const auto inner = static_cast<std::size_t>(rank - 1);
+    for (std::size_t k = 0; k < K; ++k)
+      if (step[k] != stride[k][inner] * extent[inner]) return false;
+    return true;
+  }
+};
+
+}  // namespace deq

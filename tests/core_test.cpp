@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: MIT
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <deq/core/error.hpp>
+#include <deq/core/parallel.hpp>
+#include <deq/core/random.hpp>
+#include <deq/core/report.hpp>
+#include <deq/core/shape.hpp>
+#include <deq/core/types.hpp>
+
+using deq::Index;
+using deq::Purpose;
+using deq::Random;
+using deq::Shape;
+
+namespace {
+
+using Bits4 = std::array<std::uint32_t, 4>;
+
+/// What `f` throws; empty if it throws nothing.
+template <class F>
+std::string message_of(F f) {
+  try {
+    f();
+  } catch (const deq::Error& error) {
+    return error.what();
+  }
+  return {};
+}
+
+/// Sets the number of threads for one scope.
+struct Threads {
+  explicit Threads(int n) { deq::set_num_threads(n); }
+  ~Threads() { deq::set_num_threads(before); }
+  int before = deq::num_threads();
+};
+
+/// How often parallel_for called its body with each index.
+std::vector<int> visits(Index n) {
+  std::vector<std::atomic<int>> count(static_cast<std::size_t>(n));
+  deq::parallel_for(n, [&](Index i) { ++count[static_cast<std::size_t>(i)]; });
+  return {count.begin(), count.end()};
+}
+
+}  // namespace
+
+// Random ------------------------------------------------------------------------------------------
+
+TEST_CASE("philox4x32-10 gives the known answers of Random123") {
+  constexpr std::uint32_t ones = 0xffffffff;
+  CHECK(deq::philox({0, 0, 0, 0}, {0, 0}) == Bits4{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
+  CHECK(deq::philox({ones, ones, ones, ones}, {ones, ones}) ==
+        Bits4{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
+  CHECK(deq::philox({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}) ==
+        Bits4{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
+}
+
+TEST_CASE("a stream is philox of its name, block after block") {
+  Random random(0x0123456789abcdef, Purpose::dropout, 7, 11);
+  for (std::uint32_t block = 0; block < 3; ++block) {
+    const Bits4 expected = deq::philox({block, 11, 7, static_cast<std::uint32_t>(Purpose::dropout)},
+                                       {0x89abcdef, 0x01234567});
+    for (const std::uint32_t bits : expected) CHECK(random.bits() == bits);
+  }
+}
+
+TEST_CASE("streams that differ in one part of their name differ, the same name repeats") {
+  const auto first = [](Random random) { return std::array{random.bits(), random.bits()}; };
+  const Random base(5, Purpose::user, 1, 2);
+  const std::set<std::array<std::uint32_t, 2>> distinct{
+      first(base),
+      first({6, Purpose::user, 1, 2}),
+      first({5 + (std::uint64_t{1} << 32), Purpose::user, 1, 2}),
+      first({5, Purpose::shuffle, 1, 2}),
+      first({5, Purpose::user, 2, 2}),
+      first({5, Purpose::user, 1, 3}),
+      first({5, Purpose::user, 2, 1})};
+  CHECK(distinct.size() == 7);
+  CHECK(first(base) == first({5, Purpose::user, 1, 2}));
+}
+
+TEST_CASE("moments of uniform and normal numbers, within four standard errors") {
+  constexpr int n = 200'000;
+  Random random(1, Purpose::user);
+  double sum = 0, sum_squares = 0;
+  for (int i = 0; i < n; ++i) {
+    const double u = random.uniform();
+    REQUIRE((u >= 0 && u < 1));
+    sum += u;
+    sum_squares += u * u;
+  }
+  CHECK(std::abs(sum / n - 0.5) < 4 * std::sqrt(1 / 12.0 / n));
+  CHECK(std::abs(sum_squares / n - 1 / 3.0) < 4 * std::sqrt(4 / 45.0 / n));
+
+  std::array<double, 5> moment{};
+  for (int i = 0; i < n; ++i) {
+    const double x = random.normal();
+    for (std::size_t k = 1; k <= 4; ++k) moment[k] += std::pow(x, k) / n;
+  }
+  CHECK(std::abs(moment[1]) < 4 * std::sqrt(1.0 / n));       // Var x = 1
+  CHECK(std::abs(moment[2] - 1) < 4 * std::sqrt(2.0 / n));   // Var x^2 = 2
+  CHECK(std::abs(moment[3]) < 4 * std::sqrt(15.0 / n));      // Var x^3 = 15
+  CHECK(std::abs(moment[4] - 3) < 4 * std::sqrt(96.0 / n));  // Var x^4 = 105 - 9
+}
+
+TEST_CASE("neighbouring streams are uncorrelated") {
+  constexpr std::uint32_t n = 50'000;
+  double samples = 0, steps = 0, purposes = 0;
+  for (std::uint32_t i = 0; i < n; ++i) {
+    const double x = Random(3, Purpose::user, 0, i).normal();
+    samples += x * Random(3, Purpose::user, 0, i + 1).normal() / n;
+    steps += x * Random(3, Purpose::user, 1, i).normal() / n;
+    purposes += x * Random(3, Purpose::probe, 0, i).normal() / n;
+  }
+  const double bound = 4 / std::sqrt(double{n});
+  CHECK(std::abs(samples) < bound);
+  CHECK(std::abs(steps) < bound);
+  CHECK(std::abs(purposes) < bound);
+}
+
+TEST_CASE("below(n) reaches all of {0, ..., n - 1} evenly, uniform(a, b) stays inside") {
+  Random random(2, Purpose::shuffle);
+  std::array<int, 6> count{};
+  for (int i = 0; i < 60'000; ++i) ++count.at(random.below(6));
+  for (const int c : count) CHECK(std::abs(c - 10'000) < 4 * std::sqrt(60'000 * 5 / 36.0));
+  CHECK(random.below(1) == 0);
+  for (int i = 0; i < 1000; ++i) {
+    const double u = random.uniform(-3, -2);
+    CHECK((u >= -3 && u < -2));
+  }
+}
+
+// Shape -------------------------------------------------------------------------------------------
+
+TEST_CASE("shape: rank, extents, sizes") {
+  const Shape shape{2, 3, 4, 5};
+  CHECK(shape.rank() == 4);
+  CHECK(shape[0] == 2);
+  CHECK(shape[-1] == 5);
+  CHECK(shape[-4] == 2);
+  CHECK(shape.size() == 120);
+  CHECK(shape.product(1, 3) == 12);
+  CHECK(shape.product(2, 2) == 1);
+  CHECK(shape.extents().size() == 4);
+  CHECK(deq::message(shape) == "(2, 3, 4, 5)");
+
+  CHECK(Shape{}.rank() == 0);
+  CHECK(Shape{}.size() == 1);
+  CHECK(deq::message(Shape{}) == "()");
+  CHECK(Shape{3, 0, 2}.size() == 0);
+}
+
+TEST_CASE("shape: equality needs the same rank and extents") {
+  CHECK(Shape{2, 3} == Shape{2, 3});
+  CHECK(Shape{2, 3} != Shape{3, 2});
+  CHECK(Shape{2, 3} != Shape{2, 3, 1});
+  Shape changed{2, 3};
+  changed[-1] = 4;
+  CHECK(changed == Shape{2, 4});
+}
+
+TEST_CASE("shape: misuse is a ShapeError that says what came") {
+  CHECK_THROWS_AS((Shape{1, 1, 1, 1, 1, 1, 1}), deq::ShapeError);
+  CHECK(message_of([] { Shape{1, 1, 1, 1, 1, 1, 1}; }) == "Shape: at most 6 dimensions, got 7");
+  CHECK(message_of([] { Shape{2, -3}; }) == "Shape: extent 1 is negative: -3");
+}
+
+// Errors, views, reports --------------------------------------------------------------------------
+
+TEST_CASE("require throws its exception with all parts in the message") {
+  CHECK_NOTHROW(deq::require(true, "never built"));
+  CHECK_THROWS_AS(deq::require(false, "x"), deq::InvalidArgument);
+  CHECK_THROWS_AS(deq::require<deq::FormatError>(false, "x"), deq::FormatError);
+  CHECK_THROWS_AS(deq::require(false, "x"), std::runtime_error);
+  CHECK(message_of([] {
+          deq::require(false, "tolerance must be > 0, got ", -0.5, " in ", Shape{2});
+        }) == "tolerance must be > 0, got -0.5 in (2)");
+}
+
+TEST_CASE("views address one contiguous column a sample") {
+  std::array<double, 24> data{};
+  const deq::BatchView<double> batch{data.data(), 3, 4};
+  CHECK(batch.size() == 12);
+  CHECK(batch.col(2) == data.data() + 6);
+  CHECK(batch[3].size() == 3);
+  CHECK(batch.columns(1, 2).col(1) == batch.col(2));
+  const deq::BatchView<const double> read_only = batch;
+  CHECK(read_only.col(3) == batch.col(3));
+
+  const deq::BasisView<double> basis{data.data(), 3, 2};
+  CHECK(basis.vec(3, 1) == data.data() + 21);
+}
+
+TEST_CASE("a report counts and averages over its samples") {
+  deq::SolveReport report;
+  CHECK(report.mean_iterations() == 0);
+  report.samples.resize(2);
+  report.samples[0].status = deq::SolveStatus::converged;
+  report.samples[0].iterations = 4;
+  report.samples[0].relative = 1e-4;
+  CHECK(report.samples[0].converged());
+  CHECK_FALSE(report.all_converged());
+  report.samples[1] = {.status = deq::SolveStatus::stalled, .iterations = 9, .relative = 1e-2};
+  CHECK(report.count(deq::SolveStatus::stalled) == 1);
+  CHECK(report.mean_iterations() == doctest::Approx(6.5));
+  CHECK(report.max_iterations() == 9);
+  CHECK(report.worst_relative() == 1e-2);
+  CHECK(name(deq::SolveStatus::non_finite) == "non-finite");
+}
+
+// parallel_for ------------------------------------------------------------------------------------
+
+TEST_CASE("parallel_for calls its body once with every index, for any number of threads") {
+  for (const int threads : {1, 2, 3, 7, 2}) {
+    const Threads scope(threads);
+    CHECK(deq::num_threads() == threads);
+    for (const Index n : {0, 1, 2, 5, 1000}) {
+      CAPTURE(threads);
+      CAPTURE(n);
+      CHECK(visits(n) == std::vector<int>(static_cast<std::size_t>(n), 1));
+    }
+  }
+}
+
+TEST_CASE("parallel_for works on other threads, unless asked to stay") {
+  const Threads scope(3);
+  // Each piece waits for the other two: this only ends if three threads are at work.
+  std::atomic<int> arrived{0};
+  deq::parallel_for(3, [&](Index) {
+    ++arrived;
+    while (arrived < 3) std::this_thread::yield();
+  });
+  CHECK(arrived == 3);
+
+  std::vector<std::thread::id> ids(20);
+  deq::parallel_for(
+      20, [&](Index i) { ids[static_cast<std::size_t>(i)] = std::this_thread::get_id(); }, true);
+  for (const std::thread::id id : ids) CHECK(id == std::this_thread::get_id());
+}
+
+TEST_CASE("parallel_for: a nested loop runs on the thread that it is called from") {
+  const Threads scope(4);
+  std::atomic<int> calls{0}, elsewhere{0};
+  deq::parallel_for(8, [&](Index) {
+    const std::thread::id here = std::this_thread::get_id();
+    deq::parallel_for(8, [&](Index) {
+      ++calls;
+      if (std::this_thread::get_id() != here) ++elsewhere;
+    });
+  });
+  CHECK(calls == 64);
+  CHECK(elsewhere == 0);
+  CHECK_FALSE(deq::detail::inside_parallel);
+}
+
+TEST_CASE("parallel_for rethrows an exception, and is as good as new afterwards") {
+  for (const int threads : {1, 4}) {
+    const Threads scope(threads);
+    for (int round = 0; round < 20; ++round) {
+      const auto fails_at_17 = [](Index i) { deq::require(i != 17, "piece ", i, " is broken"); };
+      CHECK(message_of([&] { deq::parallel_for(50, fails_at_17); }) == "piece 17 is broken");
+      CHECK(visits(50) == std::vector<int>(50, 1));
+    }
+    // Out of a nested loop as well.
+    const auto nested = [](Index) {
+      deq::parallel_for(2, [](Index) { throw deq::ShapeError("inner"); });
+    };
+    CHECK(message_of([&] { deq::parallel_for(4, nested); }) == "inner");
+  }
+}
+
+TEST_CASE("parallel_for may be called from several threads at once") {
+  const Threads scope(3);
+  std::atomic<Index> sum{0};
+  std::vector<std::thread> callers;
+  for (int t = 0; t < 4; ++t)
+    callers.emplace_back([&] {
+      for (int round = 0; round < 50; ++round) deq::parallel_for(100, [&](Index i) { sum += i; });
+    });
+  for (std::thread& caller : callers) caller.join();
+  CHECK(sum == 4 * 50 * 4950);
+}
+
+TEST_CASE("set_num_threads refuses less than one thread") {
+  CHECK(message_of([] { deq::set_num_threads(0); }) ==
+        "set_num_threads: threads must be >= 1, got 0");
+}

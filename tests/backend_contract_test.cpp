@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: MIT
 // What backend/concept.hpp promises, primitive by primitive, for every backend.
-#include <doctest/doctest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,6 +7,8 @@
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 #include <deq/backend/array.hpp>
 #include <deq/backend/cpu/cpu.hpp>
@@ -30,7 +30,8 @@ constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 template <class B, class T = typename B::Scalar>
 class Mirror {
  public:
-  explicit Mirror(std::vector<T> values) : array_(static_cast<Index>(values.size())), host_(std::move(values)) {
+  explicit Mirror(std::vector<T> values)
+      : array_(static_cast<Index>(values.size())), host_(std::move(values)) {
     B::upload_bytes(array_.data(), host_.data(), host_.size() * sizeof(T));
   }
   T* data() { return array_.data(); }
@@ -65,8 +66,8 @@ Mirror<B> numbers(std::vector<double> values) {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
-/// Six samples, of which 1, 3 and 4 are active; dimensions around the widths of vector registers and
-/// panels.
+/// Six samples, of which 1, 3 and 4 are active; dimensions around the widths of vector registers
+/// and panels.
 constexpr Index count = 6;
 const std::vector<Index> active{1, 3, 4};
 bool is_active(Index s) { return std::find(active.begin(), active.end(), s) != active.end(); }
@@ -78,7 +79,8 @@ bool near(S x, double expected, double scale) {
          64 * static_cast<double>(std::numeric_limits<S>::epsilon()) * scale;
 }
 
-/// Compares a batch with expected(s, i) for active samples, and with what it was before for the others.
+/// Compares a batch with expected(s, i) for active samples, and with what it was before for the
+/// others.
 template <class B, class Expected>
 void check_batch(const Mirror<B>& x, Index dim, Expected expected) {
   using S = typename B::Scalar;
@@ -169,7 +171,8 @@ TEST_CASE_TEMPLATE("The residual is F - Z with both squared norms, also in place
       auto f = random_batch<B>(dim * 3, 6), z = random_batch<B>(dim * count, 7),
            g = random_batch<B>(dim * count, 8);
       auto gg = numbers<B>({-1, -2, -3, -4, -5, -6}), ff = numbers<B>({-1, -2, -3, -4, -5, -6});
-      B::residual(a, f.batch(dim), z.batch(dim), (in_place ? z : g).batch(dim), gg.data(), ff.data());
+      B::residual(a, f.batch(dim), z.batch(dim), (in_place ? z : g).batch(dim), gg.data(),
+                  ff.data());
       const auto expected = [&](Index s, Index i) {
         const Index j = std::find(active.begin(), active.end(), s) - active.begin();
         return f.before()[at(j * dim + i)] - z.before()[at(s * dim + i)];
@@ -194,7 +197,8 @@ TEST_CASE_TEMPLATE("The residual is F - Z with both squared norms, also in place
     }
 }
 
-TEST_CASE_TEMPLATE("Dot and axpby compute their formulas, and 0 times a NaN is 0", B, ALL_BACKENDS) {
+TEST_CASE_TEMPLATE("Dot and axpby compute their formulas, and 0 times a NaN is 0", B,
+                   ALL_BACKENDS) {
   using S = typename B::Scalar;
   using Const = BatchView<const S>;
   Mirror<B, Index> ids(active);
@@ -475,10 +479,12 @@ TEST_CASE_TEMPLATE("A sample's bits do not depend on its company, nor on the num
   }
 }
 
-TEST_CASE_TEMPLATE("A sample's bits do not depend on the alignment of its memory", S, float, double) {
+TEST_CASE_TEMPLATE("A sample's bits do not depend on the alignment of its memory", S, float,
+                   double) {
   constexpr Index n = 1000;
   std::vector<S> x(n + 16), y(n + 16);
-  const auto values = random_batch<Cpu<S>>(n, 40).before(), other = random_batch<Cpu<S>>(n, 41).before();
+  const auto values = random_batch<Cpu<S>>(n, 40).before(),
+             other = random_batch<Cpu<S>>(n, 41).before();
   S first = 0;
   for (std::size_t shift = 0; shift < 16; ++shift) {
     std::copy(values.begin(), values.end(), x.begin() + static_cast<std::ptrdiff_t>(shift));

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Solvers name no backend: they give the same answers on one they have never heard of, whose fresh
 // memory is full of NaNs.
-#include <doctest/doctest.h>
-
 #include <cmath>
 #include <limits>
 #include <type_traits>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 #include <deq/backend/cpu/cpu.hpp>
 #include <deq/solver/anderson.hpp>
@@ -26,8 +26,8 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 /// Six samples of tanh maps, 20 steps; one of them diverges to a NaN.
 template <class B, KeepInverse keep = KeepInverse::no, class Solver>
-Solved<typename B::Scalar> solve_family(const Solver& solver,
-                                        std::vector<std::vector<typename B::Scalar>>* transposed = nullptr) {
+Solved<typename B::Scalar> solve_family(
+    const Solver& solver, std::vector<std::vector<typename B::Scalar>>* transposed = nullptr) {
   using S = typename B::Scalar;
   constexpr Index n = 10;
   const TanhFamily family(n, 6, 0.7, 50);
@@ -76,8 +76,8 @@ TEST_CASE_TEMPLATE("Every solver gives the same answer on both backends, memory 
   compare_backends<S, yes>(Broyden<>{.stopping = stopping}, 1e4 * eps);
   for (const WhenFull when_full : {WhenFull::discard_oldest, WhenFull::discard_oldest_first,
                                    WhenFull::restart, WhenFull::freeze})
-    compare_backends<S, yes>(
-        Broyden<>{.stopping = stopping, .memory = 3, .when_full = when_full}, 1e4 * eps);
+    compare_backends<S, yes>(Broyden<>{.stopping = stopping, .memory = 3, .when_full = when_full},
+                             1e4 * eps);
   compare_backends<S, yes>(Broyden<StepsOnly>{.stopping = stopping, .memory = 4}, 1e4 * eps);
   compare_backends<S, yes>(Broyden<Pairs, Armijo>{.stopping = stopping}, 1e4 * eps);
   compare_backends<S, yes>(Anderson{.stopping = stopping, .memory = 3}, 1e4 * eps);

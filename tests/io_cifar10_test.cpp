@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -9,11 +7,13 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unistd.h>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 #include <deq/core/parallel.hpp>
 #include <deq/io/cifar10.hpp>
-#include <doctest/doctest.h>
 
 namespace {
 
@@ -169,16 +169,14 @@ TEST_CASE("cifar10: the data set is five batches and one") {
 TEST_CASE("cifar10: an incomplete data set is rejected") {
   const TemporaryDirectory directory;
   SUBCASE("nothing there: says how to get it") {
-    const std::string text =
-        message_of<deq::IoError>([&] { deq::load_cifar10(directory.path()); });
+    const std::string text = message_of<deq::IoError>([&] { deq::load_cifar10(directory.path()); });
     CHECK(contains(text, "cannot find " + (directory / "data_batch_1.bin").string()));
     CHECK(contains(text, "bash examples/get_cifar10.sh " + directory.path().string()));
   }
   SUBCASE("one file missing") {
     write_sparse_data_set(directory.path());
     fs::remove(directory / "data_batch_4.bin");
-    const std::string text =
-        message_of<deq::IoError>([&] { deq::load_cifar10(directory.path()); });
+    const std::string text = message_of<deq::IoError>([&] { deq::load_cifar10(directory.path()); });
     CHECK(contains(text, "data_batch_4.bin; to get CIFAR-10 run"));
   }
   SUBCASE("whole records missing") {

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <cmath>
 #include <cstdint>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <initializer_list>
@@ -16,12 +14,14 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <unistd.h>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 #include <deq/io/atomic_file.hpp>
 #include <deq/io/json.hpp>
 #include <deq/io/safetensors.hpp>
-#include <doctest/doctest.h>
 
 namespace {
 
@@ -33,8 +33,8 @@ class TemporaryDirectory {
  public:
   TemporaryDirectory() {
     static int count = 0;
-    path_ = fs::temp_directory_path() /
-            deq::message("deq_safetensors_test_", ::getpid(), '_', count++);
+    path_ =
+        fs::temp_directory_path() / deq::message("deq_safetensors_test_", ::getpid(), '_', count++);
     fs::create_directory(path_);
   }
   ~TemporaryDirectory() {
@@ -255,12 +255,15 @@ TEST_CASE("safetensors: a file built by hand") {
     }
   }
   SUBCASE("an integer that does not fit") {
-    CHECK(message_of<deq::FormatError>([&] { (void)file.read<std::uint8_t>("b"); })
-              .find("\"b\" has 258 at element 0, which does not fit U8") != std::string::npos);
-    CHECK(message_of<deq::FormatError>([&] { (void)file.read<std::uint64_t>("b"); })
-              .find("\"b\" has -1 at element 1, which does not fit U64") != std::string::npos);
-    CHECK(message_of<deq::FormatError>([&] { (void)file.read<std::int8_t>("scalar"); })
-              .find("\"scalar\" has 200 at element 0, which does not fit I8") != std::string::npos);
+    CHECK(message_of<deq::FormatError>([&] {
+            (void)file.read<std::uint8_t>("b");
+          }).find("\"b\" has 258 at element 0, which does not fit U8") != std::string::npos);
+    CHECK(message_of<deq::FormatError>([&] {
+            (void)file.read<std::uint64_t>("b");
+          }).find("\"b\" has -1 at element 1, which does not fit U64") != std::string::npos);
+    CHECK(message_of<deq::FormatError>([&] {
+            (void)file.read<std::int8_t>("scalar");
+          }).find("\"scalar\" has 200 at element 0, which does not fit I8") != std::string::npos);
   }
   SUBCASE("floating-point data as integers") {
     const std::string text =
@@ -306,8 +309,9 @@ TEST_CASE("safetensors: every dtype is decoded") {
   CHECK(read("U16", "\xFF\xFF"s, 1) == Values{65535});
   CHECK(read("U8", "\x00\xFF"s, 2) == Values{0, 255});
   CHECK(read("BOOL", "\x00\x01"s, 2) == Values{0, 1});
-  CHECK(message_of<deq::FormatError>([&] { read("BOOL", "\x02"s, 1); })
-            .find("\"x\" is BOOL and has bytes other than 0 and 1") != std::string::npos);
+  CHECK(message_of<deq::FormatError>([&] {
+          read("BOOL", "\x02"s, 1);
+        }).find("\"x\" is BOOL and has bytes other than 0 and 1") != std::string::npos);
 }
 
 TEST_CASE("safetensors: a file that breaks a rule is rejected") {
@@ -358,14 +362,14 @@ TEST_CASE("safetensors: a file that breaks a rule is rejected") {
                    {"\"w\"", "\"data_offsets\"", "no number"});
   }
   SUBCASE("numbers that are no sizes") {
-    for (const std::string_view bad : {"-2", "2.0", "2e0", "-0", "9223372036854775808",
-                                       "99999999999999999999999"}) {
-      check_rejected(one_tensor(deq::message(R"("dtype":"F32","shape":[)", bad,
-                                             R"(],"data_offsets":[0,8])")),
-                     {"\"w\"", "\"shape\"", bad});
-      check_rejected(one_tensor(deq::message(R"("dtype":"F32","shape":[2],"data_offsets":[)", bad,
-                                             ",8]")),
-                     {"\"w\"", "\"data_offsets\"", bad});
+    for (const std::string_view bad :
+         {"-2", "2.0", "2e0", "-0", "9223372036854775808", "99999999999999999999999"}) {
+      check_rejected(
+          one_tensor(deq::message(R"("dtype":"F32","shape":[)", bad, R"(],"data_offsets":[0,8])")),
+          {"\"w\"", "\"shape\"", bad});
+      check_rejected(
+          one_tensor(deq::message(R"("dtype":"F32","shape":[2],"data_offsets":[)", bad, ",8]")),
+          {"\"w\"", "\"data_offsets\"", bad});
     }
   }
   SUBCASE("unknown dtype") {
@@ -462,10 +466,9 @@ TEST_CASE("safetensors: the writer's exact bytes") {
   writer.write(directory / "w.safetensors");
 
   // "odd" was added first, but would leave "f" unaligned.
-  const std::string header =
-      R"({"__metadata__":{"format":"pt"},)"
-      R"("f":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},)"
-      R"("odd":{"dtype":"U8","shape":[3],"data_offsets":[8,11]}})";
+  const std::string header = R"({"__metadata__":{"format":"pt"},)"
+                             R"("f":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},)"
+                             R"("odd":{"dtype":"U8","shape":[3],"data_offsets":[8,11]}})";
   const std::string padded = header + std::string((8 - header.size() % 8) % 8, ' ');
   CHECK(padded.size() % 8 == 0);
   CHECK(read_text(directory / "w.safetensors") ==
@@ -524,12 +527,15 @@ TEST_CASE("safetensors: what the writer refuses") {
   deq::SafetensorsWriter writer;
   const std::vector<float> values{1, 2, 3};
   writer.add<float>("w", {3}, values);
-  CHECK(message_of<deq::InvalidArgument>([&] { writer.add<float>("w", {3}, values); })
-            .find("\"w\" is taken") != std::string::npos);
-  CHECK(message_of<deq::InvalidArgument>([&] { writer.add<float>("__metadata__", {3}, values); })
-            .find("\"__metadata__\" is taken") != std::string::npos);
-  CHECK(message_of<deq::ShapeError>([&] { writer.add<float>("v", {2, 2}, values); })
-            .find("\"v\" of shape (2, 2) needs 4 values, got 3") != std::string::npos);
+  CHECK(message_of<deq::InvalidArgument>([&] {
+          writer.add<float>("w", {3}, values);
+        }).find("\"w\" is taken") != std::string::npos);
+  CHECK(message_of<deq::InvalidArgument>([&] {
+          writer.add<float>("__metadata__", {3}, values);
+        }).find("\"__metadata__\" is taken") != std::string::npos);
+  CHECK(message_of<deq::ShapeError>([&] {
+          writer.add<float>("v", {2, 2}, values);
+        }).find("\"v\" of shape (2, 2) needs 4 values, got 3") != std::string::npos);
   CHECK_THROWS_AS(writer.add<float>("\xFF", {3}, values), deq::InvalidArgument);
   CHECK_THROWS_AS(writer.metadata("k", "\xFF"), deq::InvalidArgument);
   writer.write(directory / "t");
@@ -591,9 +597,8 @@ TEST_CASE("atomic file: after a failure the old file stays and nothing is left b
     fs::remove(directory / "sub");
   }
   SUBCASE("there is no such directory") {
-    const std::string text = message_of<deq::IoError>([&] {
-      deq::write_file_atomically(directory / "none/file", std::span<const std::byte>());
-    });
+    const std::string text = message_of<deq::IoError>(
+        [&] { deq::write_file_atomically(directory / "none/file", std::span<const std::byte>()); });
     CHECK(text.find("none/file: could not create") != std::string::npos);
     CHECK(text.find("No such file or directory") != std::string::npos);
   }

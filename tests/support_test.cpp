@@ -1,8 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <doctest/doctest.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -13,7 +9,11 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <vector>
+
+#include <doctest/doctest.h>
 
 #include "../examples/support/cli.hpp"
 #include "../examples/support/csv.hpp"

@@ -1,12 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <doctest/doctest.h>
-#include <deq/backend/cpu/cpu.hpp>
-#include <deq/backend/cpu/elementwise.hpp>
-#include <deq/core/host_pool.hpp>
-#include <deq/nn/adam.hpp>
-#include <deq/nn/augment.hpp>
-#include <deq/nn/schedule.hpp>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -14,6 +6,15 @@
 #include <numeric>
 #include <set>
 #include <vector>
+
+#include <doctest/doctest.h>
+
+#include <deq/backend/cpu/cpu.hpp>
+#include <deq/backend/cpu/elementwise.hpp>
+#include <deq/core/host_pool.hpp>
+#include <deq/nn/adam.hpp>
+#include <deq/nn/augment.hpp>
+#include <deq/nn/schedule.hpp>
 
 using deq::Index;
 

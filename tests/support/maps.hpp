@@ -58,7 +58,7 @@ class ColumnMap {
   }
 
   long evaluations = 0;
-  Index recorded_sample = -1;          ///< whose points are kept in `path`
+  Index recorded_sample = -1;  ///< whose points are kept in `path`
   std::vector<std::vector<S>> path;
 
  private:
@@ -109,7 +109,9 @@ class DenseAffine {
   long products = 0;
 
  private:
-  S entry(Index i, Index k) const { return static_cast<S>(a_[static_cast<std::size_t>(i * dim() + k)]); }
+  S entry(Index i, Index k) const {
+    return static_cast<S>(a_[static_cast<std::size_t>(i * dim() + k)]);
+  }
 
   std::vector<double> a_, b_;
 };
@@ -119,8 +121,7 @@ struct CaseA {
   static constexpr double W[3][3] = {{.3, -.2, .1}, {.1, .25, -.3}, {-.2, .15, .2}};
   static constexpr double b[3] = {.5, -.3, .2};
   static constexpr double t[3] = {1, 0, -1};  ///< the loss is |z - t|^2 / 2
-  static constexpr double solution[3] = {.6396634508792501, -.3128152316494730,
-                                         .03141835141331207};
+  static constexpr double solution[3] = {.6396634508792501, -.3128152316494730, .03141835141331207};
 
   template <class S>
   static void evaluate(const S* z, S* f) {
@@ -221,7 +222,7 @@ std::vector<S> apply(const H& h, Index s, std::vector<S> x, bool transposed = fa
 
 template <class T>
 bool same_bits(const T* x, const T* y, Index n) {
-  return std::memcmp(x, y, static_cast<std::size_t>(n) * sizeof(T)) == 0;
+  return n == 0 || std::memcmp(x, y, static_cast<std::size_t>(n) * sizeof(T)) == 0;
 }
 
 /// max_i |x_i - y_i| / max_i |y_i|; NaN anywhere gives NaN.

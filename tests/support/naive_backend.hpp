@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A second backend, written by hand: plain loops over memory from malloc, no Eigen, no threads, no
-// line shared with deq::Cpu. Whatever runs on it names no backend. It is also the shortest answer to
-// "what does a backend have to provide?".
+// line shared with deq::Cpu. Whatever runs on it names no backend. It is also the shortest answer
+// to "what does a backend have to provide?".
 #pragma once
 
 #include <cmath>

@@ -24,8 +24,8 @@ struct Problem {
   std::string name;
   Vector start, solution;
   std::function<void(const Vector& x, Vector& F)> residual;
-  /// max |F| at the printed solution stays below this: 0 where the solution is a number, else what the
-  /// digits of the printed one allow.
+  /// max |F| at the printed solution stays below this: 0 where the solution is a number, else what
+  /// the digits of the printed one allow.
   double digits = 0;
 
   std::size_t n() const { return start.size(); }
@@ -43,8 +43,8 @@ struct Problem {
   }
 };
 
-/// A root-finding problem as a fixed-point map, f(z) = z + sign F(z), so that a solver's g = f - z is F
-/// or -F: a method that begins with H = -I begins with B_0 = -I or +I for F.
+/// A root-finding problem as a fixed-point map, f(z) = z + sign F(z), so that a solver's g = f - z
+/// is F or -F: a method that begins with H = -I begins with B_0 = -I or +I for F.
 template <class B>
 class ProblemMap {
   using S = typename B::Scalar;
@@ -156,9 +156,10 @@ inline void matrix_square_root(const Vector& x, Vector& F, std::size_t n) {
 }
 
 inline const Vector& boundary_solution() {
-  static const Vector x{-0.043164982518765, -0.081577156535387, -0.11448571438053, -0.14097357686260,
-                        -0.15990869618198,  -0.16987720231277,  -0.16908998378121, -0.15524953522183,
-                        -0.12535589167893,  -0.075416533685892};
+  static const Vector x{-0.043164982518765, -0.081577156535387, -0.11448571438053,
+                        -0.14097357686260,  -0.15990869618198,  -0.16987720231277,
+                        -0.16908998378121,  -0.15524953522183,  -0.12535589167893,
+                        -0.075416533685892};
   return x;
 }
 
@@ -232,12 +233,11 @@ inline const std::vector<Problem>& library_problems() {
              before = std::exchange(now, 2 * xj * now - before);
            }
          }
-         for (std::size_t i = 2; i <= n; i += 2) F[i - 1] += 1 / (square(static_cast<double>(i)) - 1);
+         for (std::size_t i = 2; i <= n; i += 2)
+           F[i - 1] += 1 / (square(static_cast<double>(i)) - 1);
        },
        1e-15},
-      {"8 Brown almost linear",
-       constant(10, 0.5),
-       constant(10, 1),
+      {"8 Brown almost linear", constant(10, 0.5), constant(10, 1),
        [](const Vector& x, Vector& F) {
          double sum = 0, product = 1;
          for (const double xj : x) {
@@ -248,9 +248,7 @@ inline const std::vector<Problem>& library_problems() {
            F[k] = x[k] + sum - static_cast<double>(x.size() + 1);
          F.back() = product - 1;
        }},
-      {"9 discrete boundary value",
-       boundary_start(),
-       boundary_solution(),
+      {"9 discrete boundary value", boundary_start(), boundary_solution(),
        [](const Vector& x, Vector& F) {
          const std::size_t n = x.size();
          const double h = 1 / static_cast<double>(n + 1);
@@ -269,8 +267,8 @@ inline const std::vector<Problem>& library_problems() {
       {"11 trigonometric",
        constant(10, 0.1),
        {0.047911947303727, 0.049184518166637, 0.050608702894571, 0.052223049389788,
-        0.054083092294859, 0.056273303466301, 0.058932138535341, 0.18639700138448,
-        0.15434196040114, 0.12462537696307},
+        0.054083092294859, 0.056273303466301, 0.058932138535341, 0.18639700138448, 0.15434196040114,
+        0.12462537696307},
        [](const Vector& x, Vector& F) {
          double cosines = 0;
          for (const double xj : x) cosines += cos(xj);
@@ -279,8 +277,7 @@ inline const std::vector<Problem>& library_problems() {
                   static_cast<double>(k + 1) * (1 - cos(x[k])) - sin(x[k]);
        },
        2e-14},
-      {"12 variably dimensioned",
-       generate(10, [](double k) { return 1 - k / 10; }),
+      {"12 variably dimensioned", generate(10, [](double k) { return 1 - k / 10; }),
        constant(10, 1),
        [](const Vector& x, Vector& F) {
          double s = 0;
@@ -296,8 +293,8 @@ inline const std::vector<Problem>& library_problems() {
        [](const Vector& x, Vector& F) {
          const std::size_t n = x.size();
          for (std::size_t k = 0; k < n; ++k)
-           F[k] = (3 - 2 * x[k]) * x[k] + 1 - (k > 0 ? x[k - 1] : 0) -
-                  2 * (k + 1 < n ? x[k + 1] : 0);
+           F[k] =
+               (3 - 2 * x[k]) * x[k] + 1 - (k > 0 ? x[k - 1] : 0) - 2 * (k + 1 < n ? x[k + 1] : 0);
        },
        5e-14},
       {"14 Broyden banded",
@@ -381,8 +378,8 @@ inline const std::vector<Problem>& source_variants() {
   static const std::vector<Problem> problems{
       {"6 Watson, n = 6, MGH",
        constant(6, 0),
-       {-0.015725086401458, 1.0124348693691, -0.23299162595674, 1.2604300877996,
-        -1.5137289227223, 0.99299643243113},
+       {-0.015725086401458, 1.0124348693691, -0.23299162595674, 1.2604300877996, -1.5137289227223,
+        0.99299643243113},
        [](const Vector& x, Vector& F) { watson(x, F, false); },
        2e-11},
       {"10 discrete integral equation, MGH", boundary_start(), boundary_solution(),
@@ -401,16 +398,17 @@ inline const std::vector<Problem>& source_variants() {
 inline const std::vector<Problem>& scipy_problems() {
   using namespace problem_detail;
   static const std::vector<Problem> problems{
-      {"S1 diagonal with a cubic term",
-       constant(5, 1),
-       constant(5, 0),
+      {"S1 diagonal with a cubic term", constant(5, 1), constant(5, 0),
        [](const Vector& x, Vector& F) {
          static constexpr double d[]{3, 2, 1.5, 1, 0.5};
          double xx = 0;
          for (const double xi : x) xx += xi * xi;
          for (std::size_t i = 0; i < x.size(); ++i) F[i] = -d[i] * x[i] - 0.01 * xx * x[i];
        }},
-      {"S2 identity", {1, 2, 3, 4, 5, 6}, constant(6, 0), [](const Vector& x, Vector& F) { F = x; }},
+      {"S2 identity",
+       {1, 2, 3, 4, 5, 6},
+       constant(6, 0),
+       [](const Vector& x, Vector& F) { F = x; }},
       {"S2b identity from zero", constant(6, 0), constant(6, 0),
        [](const Vector& x, Vector& F) { F = x; }},
       {"S3 tridiagonal",
@@ -421,8 +419,11 @@ inline const std::vector<Problem>& scipy_problems() {
          F[1] = x[0] - 2 * x[1] + x[2] - 2;
          F[2] = x[1] - 2 * x[2] - 3;
        }},
-      {"S4 Powell badly scaled", {-1, -2}, library_problems()[2].solution,
-       library_problems()[2].residual, 1e-9},
+      {"S4 Powell badly scaled",
+       {-1, -2},
+       library_problems()[2].solution,
+       library_problems()[2].residual,
+       1e-9},
       {"S5 pressure network",
        {2, 0, 2, 0},
        constant(4, 1),
@@ -471,9 +472,15 @@ inline const std::vector<Problem>& fixed_point_problems() {
          F[1] = std::cos(z[1]) + std::numbers::pi / 2 - z[1];
        },
        2e-14},
-      {"J9 scalar affine", {0}, {1}, [](const Vector& z, Vector& F) { F[0] = 0.5 * z[0] + 0.5 - z[0]; }},
-      {"O2 cosine", {0.5}, {cosine_root},
-       [](const Vector& z, Vector& F) { F[0] = std::cos(z[0]) - z[0]; }, 2e-14},
+      {"J9 scalar affine",
+       {0},
+       {1},
+       [](const Vector& z, Vector& F) { F[0] = 0.5 * z[0] + 0.5 - z[0]; }},
+      {"O2 cosine",
+       {0.5},
+       {cosine_root},
+       [](const Vector& z, Vector& F) { F[0] = std::cos(z[0]) - z[0]; },
+       2e-14},
       {"D1 expanding affine", constant(6, 1), constant(6, 1.0 / 3),
        [](const Vector& z, Vector& F) {
          for (std::size_t i = 0; i < 6; ++i) F[i] = -2 * z[i] + 1 - z[i];
@@ -483,7 +490,10 @@ inline const std::vector<Problem>& fixed_point_problems() {
        [](const Vector& z, Vector& F) {
          for (std::size_t i = 0; i < 3; ++i) F[i] = z[0] + z[1] + z[2] + 1 - z[i];
        }},
-      {"B1 scalar affine", {0}, {2}, [](const Vector& z, Vector& F) { F[0] = 0.5 * z[0] + 1 - z[0]; }},
+      {"B1 scalar affine",
+       {0},
+       {2},
+       [](const Vector& z, Vector& F) { F[0] = 0.5 * z[0] + 1 - z[0]; }},
       {"B2 antidiagonal",
        {0, 0},
        {1.6, 2.4},

@@ -3,21 +3,20 @@
 // forced to the disk, and renamed. POSIX.
 #pragma once
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <array>
 #include <atomic>
 #include <cerrno>
 #include <concepts>
 #include <cstddef>
 #include <cstdio>
+#include <fcntl.h>
 #include <filesystem>
 #include <ostream>
 #include <span>
 #include <streambuf>
 #include <string>
 #include <system_error>
+#include <unistd.h>
 
 #include <deq/core/error.hpp>
 

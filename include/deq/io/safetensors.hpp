@@ -38,7 +38,19 @@ namespace deq {
 
 /// The element type of a tensor in a file.
 enum class Dtype : std::uint8_t {
-  f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, boolean,
+  f64,
+  f32,
+  f16,
+  bf16,
+  i64,
+  i32,
+  i16,
+  i8,
+  u64,
+  u32,
+  u16,
+  u8,
+  boolean,
 };
 
 namespace detail {
@@ -51,12 +63,12 @@ struct DtypeRow {
 
 /// In the order of the enumeration.
 inline constexpr std::array dtype_table{
-    DtypeRow{Dtype::f64, "F64", 8},   DtypeRow{Dtype::f32, "F32", 4},
-    DtypeRow{Dtype::f16, "F16", 2},   DtypeRow{Dtype::bf16, "BF16", 2},
-    DtypeRow{Dtype::i64, "I64", 8},   DtypeRow{Dtype::i32, "I32", 4},
-    DtypeRow{Dtype::i16, "I16", 2},   DtypeRow{Dtype::i8, "I8", 1},
-    DtypeRow{Dtype::u64, "U64", 8},   DtypeRow{Dtype::u32, "U32", 4},
-    DtypeRow{Dtype::u16, "U16", 2},   DtypeRow{Dtype::u8, "U8", 1},
+    DtypeRow{Dtype::f64, "F64", 8},     DtypeRow{Dtype::f32, "F32", 4},
+    DtypeRow{Dtype::f16, "F16", 2},     DtypeRow{Dtype::bf16, "BF16", 2},
+    DtypeRow{Dtype::i64, "I64", 8},     DtypeRow{Dtype::i32, "I32", 4},
+    DtypeRow{Dtype::i16, "I16", 2},     DtypeRow{Dtype::i8, "I8", 1},
+    DtypeRow{Dtype::u64, "U64", 8},     DtypeRow{Dtype::u32, "U32", 4},
+    DtypeRow{Dtype::u16, "U16", 2},     DtypeRow{Dtype::u8, "U8", 1},
     DtypeRow{Dtype::boolean, "BOOL", 1}};
 
 /// The reference implementation's limit, against headers that exhaust the memory.
@@ -113,8 +125,7 @@ constexpr std::size_t element_size(Dtype dtype) {
 
 /// The element types that memory holds: float, double and the integers of up to 8 bytes.
 template <class T>
-concept TensorScalar =
-    std::same_as<T, float> || std::same_as<T, double> ||
+concept TensorScalar = std::same_as<T, float> || std::same_as<T, double> ||
     (std::integral<T> && !std::same_as<T, bool> && !std::same_as<T, char> && sizeof(T) <= 8);
 
 /// The type in a file of an array of T, which may also be bool.
@@ -261,10 +272,10 @@ class SafetensorsFile {
     const std::string& text = number->text;
     std::uint64_t out = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), out);
-    require<FormatError>(error == std::errc() && end == text.data() + text.size() &&
-                             std::in_range<Index>(out),
-                         where(name), "has a \"", key, "\" with ", text,
-                         ", which is no non-negative integer below 2^63");
+    require<FormatError>(
+        error == std::errc() && end == text.data() + text.size() && std::in_range<Index>(out),
+        where(name), "has a \"", key, "\" with ", text,
+        ", which is no non-negative integer below 2^63");
     return out;
   }
 
@@ -370,9 +381,9 @@ class SafetensorsFile {
       case Dtype::u16: return convert_integer(std::uint16_t{});
       case Dtype::u8: return convert_integer(std::uint8_t{});
       case Dtype::boolean:
-        require<FormatError>(std::all_of(raw.begin(), raw.end(),
-                                         [](std::byte b) { return b <= std::byte{1}; }),
-                             where(entry.name), "is BOOL and has bytes other than 0 and 1");
+        require<FormatError>(
+            std::all_of(raw.begin(), raw.end(), [](std::byte b) { return b <= std::byte{1}; }),
+            where(entry.name), "is BOOL and has bytes other than 0 and 1");
         return convert_integer(std::uint8_t{});
     }
   }

@@ -2,6 +2,7 @@
 // What f is called with beside z: per-sample inputs x and shared parameters theta.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <span>
 #include <utility>
@@ -51,6 +52,17 @@ Params<T, 0> no_params() {
 }
 
 namespace detail {
+
+/// Inputs or Params of a list whose length is only known to fit.
+template <class List>
+List from_span(auto list) {
+  List out{};
+  if constexpr (List::extent == std::dynamic_extent)
+    out.list = list;
+  else
+    std::copy(list.begin(), list.end(), out.list.begin());
+  return out;
+}
 
 /// A list as a tuple of arguments: its N elements, or the span itself if N is dynamic.
 template <std::size_t N, class V, class Call>

@@ -287,7 +287,7 @@ class Equilibrium {
     CertificateWorkspace<B> certificate;
     SolveReport unrolled_report;
     Array<B> residual, norms;
-    Array<B, Index> identity;
+    Everybody<B> everybody;
     std::vector<Tensor<B>> x_rows, x_grad, theta_grad;
 
     const SolveReport& report() const {
@@ -295,15 +295,6 @@ class Equilibrium {
         return unrolled_report;
       else
         return solve.report;
-    }
-    Samples everybody(Index count) {
-      if (identity.size() < count) {
-        std::vector<Index> ids(static_cast<std::size_t>(count));
-        for (Index s = 0; s < count; ++s) ids[static_cast<std::size_t>(s)] = s;
-        identity.resize(count);
-        B::upload_bytes(identity.data(), ids.data(), ids.size() * sizeof(Index));
-      }
-      return {identity.data(), count};
     }
   };
 

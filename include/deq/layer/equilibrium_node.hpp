@@ -48,19 +48,17 @@ struct EquilibriumOperation {
 template <class Layer, Backend B, std::size_t NX, std::size_t NP, class Solution>
 Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<Var<B>, NX>& x,
                           const Params<Var<B>, NP>& theta, Output output, Solution& solution) {
-  const auto values = [](const auto& vars) {
-    std::vector<Tensor<B>> list;
-    for (const Var<B>& v : vars) list.push_back(v.value());
-    return list;
-  };
-  const std::vector<Tensor<B>> x_values = values(x.list), theta_values = values(theta.list);
-  layer.solve(z0, inputs(std::span<const Tensor<B>>(x_values)),
-              params(std::span<const Tensor<B>>(theta_values)), solution);
+  std::vector<Tensor<B>> values;
+  for (const Var<B>& v : x.list) values.push_back(v.value());
+  for (const Var<B>& v : theta.list) values.push_back(v.value());
+  const std::span<const Tensor<B>> all(values);
+  const std::size_t split = x.list.size();
+  layer.solve(z0, detail::from_span<Inputs<Tensor<B>, NX>>(all.first(split)),
+              detail::from_span<Params<Tensor<B>, NP>>(all.subspan(split)), solution);
   std::vector<Var<B>> arguments(x.list.begin(), x.list.end());
   arguments.insert(arguments.end(), theta.list.begin(), theta.list.end());
   detail::EquilibriumOperation<Layer, Solution, B> operation{
-      &layer, &solution, x_values.size(),
-      output == Output::state ? solution.z : layer.apply(solution)};
+      &layer, &solution, split, output == Output::state ? solution.z : layer.apply(solution)};
   return record_list(std::move(operation), std::span<const Var<B>>(arguments));
 }
 

@@ -63,13 +63,10 @@ class MdeqClassifier {
     return report;
   }
 
-  /// One training pass without dropout: fills the gradients of the model's parameters.
-  PassReport train(const Tensor<B>& images, std::span<const Index> labels) {
-    return pass(plain_layer_, images, labels, {});
-  }
-  /// One training pass with the given dropout masks, (N, C_i, 1, 1) for every branch.
+  /// One training pass: fills the gradients of the model's parameters. `masks` are the dropout
+  /// masks, (N, C_i, 1, 1) for every branch; none is no dropout.
   PassReport train(const Tensor<B>& images, std::span<const Index> labels,
-                   std::span<const Tensor<B>> masks) {
+                   std::span<const Tensor<B>> masks = {}) {
     return pass(masks.empty() ? plain_layer_ : train_layer_, images, labels, masks);
   }
 

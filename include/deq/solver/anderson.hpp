@@ -43,7 +43,7 @@ struct Anderson {
     Monitor<B> monitor;
     Evaluator<B> evaluate;
     Array<B> g, g_last, z_last, dg, dy, r, gamma, work, numbers;
-    Array<B, Index> ids, accepted;
+    Array<B, Index> ids, accepted, exhausted;
     Array<B, bool> skipped;
   };
 
@@ -69,8 +69,8 @@ struct Anderson {
       mix<B>(active, g, z, ws);
       active = ws.monitor.judge(active, k, ws.evaluate(f, active, z), z, g, observer);
       if (keep == KeepInverse::yes && k == stopping.max_iterations)
-        active =
-            ws.monitor.with_status(ws.monitor.everybody(), SolveStatus::budget_exhausted, ws.ids);
+        active = ws.monitor.with_status(ws.monitor.everybody(), SolveStatus::budget_exhausted,
+                                        ws.exhausted);
       if (memory > 0) {
         remember<B>(active, z, g, z_last, g_last, ws);
         ws.monitor.count_skipped(active, ws.skipped.data());

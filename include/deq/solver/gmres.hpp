@@ -127,6 +127,8 @@ struct Gmres {
         S* b = rhs + s * (m + 1);
         for (Index i = 0; i <= j; ++i) h[i] = -(first[s * (m + 1) + i] + second[s * (m + 1) + i]);
         h[j + 1] = norm;
+        S column_squared = 0;
+        for (Index i = 0; i <= j + 1; ++i) column_squared += h[i] * h[i];
         for (Index i = 0; i < j; ++i)
           detail::Rotation<S>{rotation[2 * i], rotation[2 * i + 1]}.apply(h[i], h[i + 1]);
         const auto last = detail::Rotation<S>::eliminating(h[j], h[j + 1]);
@@ -134,8 +136,9 @@ struct Gmres {
         last.apply(b[j], b[j + 1]);
         rotation[2 * j] = last.c;
         rotation[2 * j + 1] = last.s;
-        // A singular (I - A) shows as a vanishing pivot: that direction is left out.
-        columns[s] = h[j] != S(0) ? j + 1 : j;
+        // A singular (I - A) shows as a pivot of rounding noise: that direction is left out.
+        const S noise = 4 * std::numeric_limits<S>::epsilon() * std::sqrt(column_squared);
+        columns[s] = std::abs(h[j]) > noise ? j + 1 : j;
         number[s] = 1 / norm;
       });
       growing = B::filter(

@@ -9,6 +9,7 @@
 
 #include <deq/backend/array.hpp>
 #include <deq/backend/concept.hpp>
+#include <deq/backend/everybody.hpp>
 #include <deq/core/error.hpp>
 #include <deq/core/report.hpp>
 
@@ -161,19 +162,14 @@ class Monitor {
     history_length_ = std::max(rule.max_iterations, 1);
     relative_history_.resize(count * history_length_);
     absolute_history_.resize(count * history_length_);
-    everybody_.resize(count);
     active_.resize(count);
-    host_ids_.resize(static_cast<std::size_t>(count));
-    for (Index s = 0; s < count; ++s) host_ids_[static_cast<std::size_t>(s)] = s;
-    const std::size_t bytes = host_ids_.size() * sizeof(Index);
-    B::upload_bytes(everybody_.data(), host_ids_.data(), bytes);
-    B::upload_bytes(active_.data(), host_ids_.data(), bytes);
+    B::copy_bytes(active_.data(), everybody().id, static_cast<std::size_t>(count) * sizeof(Index));
     Progress* progress = progress_.data();
     B::for_each(everybody(), [=] DEQ_HOST_DEVICE(Index s) { progress[s] = Progress{}; });
     return {active_.data(), count};
   }
 
-  Samples everybody() const { return {everybody_.data(), count_}; }
+  Samples everybody() { return everybody_(count_); }
   S* g_squared() { return g_squared_.data(); }
   S* f_squared() { return f_squared_.data(); }
 
@@ -251,6 +247,7 @@ class Monitor {
 
   /// Replaces each squared norm by its sum over the batch.
   void share_norms(Samples a) {
+    if (a.empty()) return;
     S* gg = g_squared();
     S* ff = f_squared();
     B::for_each({a.id, 1}, [=] DEQ_HOST_DEVICE(Index) {
@@ -284,8 +281,8 @@ class Monitor {
   Array<B> best_, g_squared_, f_squared_;
   Array<B, Progress> progress_;
   Array<B, double> relative_history_, absolute_history_;
-  Array<B, Index> everybody_, active_, improved_;
-  std::vector<Index> host_ids_;
+  Everybody<B> everybody_;
+  Array<B, Index> active_, improved_;
   std::vector<Progress> host_progress_;
 };
 

@@ -25,7 +25,8 @@ struct Row {
   Index stride;  ///< 0 or 1
 };
 
-/// body(Along or Fixed, ...) for the given rows: the stride becomes a type, so that loops vectorise.
+/// body(Along or Fixed, ...) for the given rows: the stride becomes a type, so that loops
+/// vectorise.
 template <class Body>
 void with_rows(Body&& body) {
   body();
@@ -65,9 +66,9 @@ struct OuterLoop {
 
 }  // namespace detail
 
-/// out (+)= the sum of f(in...) over all positions of the nest that belong to the same element of the
-/// output, operand 0. An output that covers the nest gives plain broadcasting, one with stride 0 a
-/// reduction. Every element is summed by one thread, in one order.
+/// out (+)= the sum of f(in...) over all positions of the nest that belong to the same element of
+/// the output, operand 0. An output that covers the nest gives plain broadcasting, one with stride
+/// 0 a reduction. Every element is summed by one thread, in one order.
 template <class S, class Function, std::size_t K, class... In>
 void broadcast_sum(Cpu<S>, const LoopNest<K>& nest, Function f, S* out, bool accumulate,
                    const In*... in) {
@@ -110,15 +111,15 @@ void broadcast_sum(Cpu<S>, const LoopNest<K>& nest, Function f, S* out, bool acc
       });
     }
     if (!keeps_rows) out[base[0]] = accumulate ? out[base[0]] + total : total;
-    if (keeps_rows && reduced.count == 0 && !accumulate) std::fill_n(out + base[0] + first, n, S(0));
+    if (keeps_rows && reduced.count == 0 && !accumulate)
+      std::fill_n(out + base[0] + first, n, S(0));
   };
-  parallel_for(
-      (targets + group - 1) / group,
-      [&](Index task) {
-        const Index end = std::min(targets, (task + 1) * group);
-        for (Index t = task * group; t < end; ++t) one_target(t);
-      },
-      targets * work < 32768);
+  parallel_for((targets + group - 1) / group,
+               [&](Index task) {
+                 const Index end = std::min(targets, (task + 1) * group);
+                 for (Index t = task * group; t < end; ++t) one_target(t);
+               },
+               targets * work < 32768);
 }
 
 }  // namespace deq

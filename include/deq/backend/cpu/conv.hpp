@@ -99,7 +99,8 @@ void conv2d_vjp_input(Cpu<S>, const Conv2dGeometry& g, const S* w, const S* dy, 
   const Index pixels = g.out_pixels(), patch = g.patch();
   const auto weights = detail::matrix(w, g.out_channels, patch, patch);
   parallel_for(g.samples, [&](Index n) {
-    const auto cotangent = detail::matrix(dy + n * g.out_channels * pixels, g.out_channels, pixels, pixels);
+    const auto cotangent =
+        detail::matrix(dy + n * g.out_channels * pixels, g.out_channels, pixels, pixels);
     S* image = dx + n * g.in_channels * g.in_pixels();
     if (g.pointwise()) {
       detail::multiply(weights.transpose(), cotangent, detail::matrix(image, patch, pixels, pixels),
@@ -114,9 +115,9 @@ void conv2d_vjp_input(Cpu<S>, const Conv2dGeometry& g, const S* w, const S* dy, 
   });
 }
 
-/// dw (+)= sum over the samples of dy patches^T. Shared by the team in blocks of input channels of a
-/// fixed size, each of which goes through the samples in order: no partial sums, one order of summation,
-/// and no patch is gathered twice.
+/// dw (+)= sum over the samples of dy patches^T. Shared by the team in blocks of input channels of
+/// a fixed size, each of which goes through the samples in order: no partial sums, one order of
+/// summation, and no patch is gathered twice.
 template <class S>
 void conv2d_vjp_weight(Cpu<S>, const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
                        bool accumulate) {

@@ -14,9 +14,9 @@ template <class S>
 using RowMajor = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 /// A row-major matrix inside other memory, rows `stride` apart.
 template <class S>
-using MatrixMap = Eigen::Map<std::conditional_t<std::is_const_v<S>, const RowMajor<std::remove_const_t<S>>,
-                                                RowMajor<S>>,
-                             Eigen::Unaligned, Eigen::OuterStride<>>;
+using MatrixMap = Eigen::Map<
+    std::conditional_t<std::is_const_v<S>, const RowMajor<std::remove_const_t<S>>, RowMajor<S>>,
+    Eigen::Unaligned, Eigen::OuterStride<>>;
 
 template <class S>
 MatrixMap<S> matrix(S* data, Index rows, Index cols, Index stride) {

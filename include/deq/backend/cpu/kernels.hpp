@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The CPU kernels of all operations in tape/ops.hpp. Operations find the kernels of their backend by
-// argument-dependent lookup on its tag, when they are instantiated; neither includes the other.
+// The CPU kernels of all operations in tape/ops.hpp. Operations find the kernels of their backend
+// by argument-dependent lookup on its tag, when they are instantiated; neither includes the other.
 #pragma once
 
 #include <deq/backend/cpu/broadcast.hpp>

@@ -15,9 +15,8 @@ namespace detail {
 template <class S, class Term>
 S channel_sum(const NormGeometry& g, Index channel, Term term) {
   if (g.pixels == 1)
-    return lane_sum<S>(g.samples, [&](Index n) {
-      return term(g.offset(n, channel), g.statistic(n, channel));
-    });
+    return lane_sum<S>(
+        g.samples, [&](Index n) { return term(g.offset(n, channel), g.statistic(n, channel)); });
   S sum = 0;
   for (Index n = 0; n < g.samples; ++n) {
     const Index first = g.offset(n, channel), s = g.statistic(n, channel);
@@ -26,8 +25,8 @@ S channel_sum(const NormGeometry& g, Index channel, Term term) {
   return sum;
 }
 
-/// The sum of weight(channel) * term(i) over the elements i of the channels [first, first + n) of one
-/// sample; a null weight is 1.
+/// The sum of weight(channel) * term(i) over the elements i of the channels [first, first + n) of
+/// one sample; a null weight is 1.
 template <class S, class Term>
 S block_sum(const NormGeometry& g, Index sample, Index first, Index n, const S* weight, Term term) {
   const Index start = g.offset(sample, first);
@@ -56,10 +55,12 @@ void group_statistics(Cpu<S>, const NormGeometry& g, S eps, const S* x, S* mean,
       [=](Index s) {
         const S* group = x + s * size;
         const S m = detail::lane_sum<S>(size, [=](Index i) { return group[i]; }) / count;
-        const S variance = detail::lane_sum<S>(size, [=](Index i) {
-                             const S d = group[i] - m;
-                             return d * d;
-                           }) / count;
+        const S variance = detail::lane_sum<S>(size,
+                                               [=](Index i) {
+                                                 const S d = group[i] - m;
+                                                 return d * d;
+                                               }) /
+                           count;
         mean[s] = m;
         inverse[s] = 1 / std::sqrt(variance + eps);
       },
@@ -75,10 +76,12 @@ void batch_statistics(Cpu<S>, const NormGeometry& g, const S* x, S* mean, S* var
       [=](Index c) {
         const S m = detail::channel_sum<S>(g, c, [=](Index i, Index) { return x[i]; }) / count;
         mean[c] = m;
-        variance[c] = detail::channel_sum<S>(g, c, [=](Index i, Index) {
-                        const S d = x[i] - m;
-                        return d * d;
-                      }) / count;
+        variance[c] = detail::channel_sum<S>(g, c,
+                                             [=](Index i, Index) {
+                                               const S d = x[i] - m;
+                                               return d * d;
+                                             }) /
+                      count;
       },
       detail::small(g));
 }
@@ -107,9 +110,8 @@ void normalize_vjp_weight(Cpu<S>, const NormGeometry& g, const S* x, const S* me
   parallel_for(
       g.channels,
       [=](Index c) {
-        const S sum = detail::channel_sum<S>(g, c, [=](Index i, Index s) {
-          return dy[i] * ((x[i] - mean[s]) * inverse[s]);
-        });
+        const S sum = detail::channel_sum<S>(
+            g, c, [=](Index i, Index s) { return dy[i] * ((x[i] - mean[s]) * inverse[s]); });
         dw[c] = accumulate ? dw[c] + sum : sum;
       },
       detail::small(g));
@@ -147,8 +149,8 @@ void group_norm_vjp_input(Cpu<S>, const NormGeometry& g, const S* x, const S* me
       detail::small(g));
 }
 
-/// The same for statistics of the batch; with `constant_statistics` (the running ones) the mean and the
-/// deviation do not depend on x, and dx (+)= inverse weight dy.
+/// The same for statistics of the batch; with `constant_statistics` (the running ones) the mean and
+/// the deviation do not depend on x, and dx (+)= inverse weight dy.
 template <class S>
 void batch_norm_vjp_input(Cpu<S>, const NormGeometry& g, bool constant_statistics, const S* x,
                           const S* mean, const S* inverse, const S* weight, const S* dy, S* dx,
@@ -161,9 +163,9 @@ void batch_norm_vjp_input(Cpu<S>, const NormGeometry& g, bool constant_statistic
         S mean_d = 0, mean_du = 0;
         if (!constant_statistics) {
           mean_d = detail::channel_sum<S>(g, c, [=](Index i, Index) { return dy[i]; }) / count;
-          mean_du = detail::channel_sum<S>(g, c, [=](Index i, Index) {
-                      return dy[i] * ((x[i] - m) * r);
-                    }) / count;
+          mean_du = detail::channel_sum<S>(
+                        g, c, [=](Index i, Index) { return dy[i] * ((x[i] - m) * r); }) /
+                    count;
         }
         for (Index n = 0; n < g.samples; ++n) {
           const Index begin = g.offset(n, c), end = begin + g.pixels;

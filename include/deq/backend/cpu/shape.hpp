@@ -26,16 +26,15 @@ void copy_strips(Cpu<S>, const StripGeometry& g, const S* from, S* to, bool accu
 template <class S>
 void transpose_matrix(Cpu<S>, Index rows, Index cols, const S* x, S* y, bool accumulate) {
   constexpr Index tile = 32;
-  parallel_for(
-      (rows + tile - 1) / tile,
-      [=](Index piece) {
-        const Index end = std::min(rows, (piece + 1) * tile);
-        for (Index first = 0; first < cols; first += tile)
-          for (Index i = piece * tile; i < end; ++i)
-            for (Index j = first; j < std::min(cols, first + tile); ++j)
-              y[j * rows + i] = x[i * cols + j] + (accumulate ? y[j * rows + i] : S(0));
-      },
-      rows * cols < 65536);
+  parallel_for((rows + tile - 1) / tile,
+               [=](Index piece) {
+                 const Index end = std::min(rows, (piece + 1) * tile);
+                 for (Index first = 0; first < cols; first += tile)
+                   for (Index i = piece * tile; i < end; ++i)
+                     for (Index j = first; j < std::min(cols, first + tile); ++j)
+                       y[j * rows + i] = x[i * cols + j] + (accumulate ? y[j * rows + i] : S(0));
+               },
+               rows * cols < 65536);
 }
 
 }  // namespace deq

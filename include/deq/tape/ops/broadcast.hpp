@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The four operators on two tensors, with NumPy's broadcasting: shapes are aligned at their ends, and
-// an extent that is missing or 1 is repeated. The cotangent of an operand is summed over what was
-// repeated, in one order.
+// The four operators on two tensors, with NumPy's broadcasting: shapes are aligned at their ends,
+// and an extent that is missing or 1 is repeated. The cotangent of an operand is summed over what
+// was repeated, in one order.
 #pragma once
 
 #include <algorithm>
@@ -74,7 +74,8 @@ struct Ratio {
 
 }  // namespace detail
 
-/// y = a + sign b. Needs no saved values; a cotangent that need not be summed is handed on, not copied.
+/// y = a + sign b. Needs no saved values; a cotangent that need not be summed is handed on, not
+/// copied.
 template <int sign, class B>
 struct AddSubtract {
   using S = typename B::Scalar;
@@ -87,8 +88,10 @@ struct AddSubtract {
         [](S x, S y) { return sign > 0 ? x + y : x - y; }, a, b);
   }
   void vjp(const Reverse<B>& r) const {
-    hand_on(r.grad[0], r.cotangent, [](S c) { return c; }, true);
-    hand_on(r.grad[1], r.cotangent, [](S c) { return sign > 0 ? c : -c; }, sign > 0);
+    hand_on(
+        r.grad[0], r.cotangent, [](S c) { return c; }, true);
+    hand_on(
+        r.grad[1], r.cotangent, [](S c) { return sign > 0 ? c : -c; }, sign > 0);
   }
 
  private:

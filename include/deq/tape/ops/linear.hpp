@@ -13,8 +13,9 @@ struct Matmul {
   static constexpr bool saves_inputs = true, saves_output = false;
 
   Tensor<B> forward(const Tensor<B>& a, const Tensor<B>& b) const {
-    require<ShapeError>(a.shape().rank() == 2 && b.shape().rank() == 2 && a.extent(1) == b.extent(0),
-                        "matmul: needs (m, k) and (k, n), got ", a.shape(), " and ", b.shape());
+    require<ShapeError>(
+        a.shape().rank() == 2 && b.shape().rank() == 2 && a.extent(1) == b.extent(0),
+        "matmul: needs (m, k) and (k, n), got ", a.shape(), " and ", b.shape());
     const Index m = a.extent(0), k = a.extent(1), n = b.extent(1);
     Tensor<B> c({m, n});
     gemm(B{}, GemmGeometry{m, n, k}, a.data(), b.data(), c.data(), false);
@@ -60,23 +61,26 @@ struct Linear {
     }
     if (r.grad[1]) {
       const auto [to, accumulate] = r.grad[1].target();
-      gemm(B{}, GemmGeometry{.m = out, .n = in, .k = n, .transpose_a = true}, c.data(), x.data(), to,
-           accumulate);
+      gemm(B{}, GemmGeometry{.m = out, .n = in, .k = n, .transpose_a = true}, c.data(), x.data(),
+           to, accumulate);
     }
     if (r.grad.size() > 2)
-      detail::broadcast_vjp<B>(r.grad[2], c.shape(), [](S v) { return v; }, c);
+      detail::broadcast_vjp<B>(
+          r.grad[2], c.shape(), [](S v) { return v; }, c);
   }
 
  private:
   static Tensor<B> product(const Tensor<B>& x, const Tensor<B>& w, const Tensor<B>& b) {
-    require<ShapeError>(x.shape().rank() == 2 && w.shape().rank() == 2 && x.extent(1) == w.extent(1),
-                        "linear: needs x (N, in) and W (out, in), got ", x.shape(), " and ", w.shape());
+    require<ShapeError>(
+        x.shape().rank() == 2 && w.shape().rank() == 2 && x.extent(1) == w.extent(1),
+        "linear: needs x (N, in) and W (out, in), got ", x.shape(), " and ", w.shape());
     const Index n = x.extent(0), in = x.extent(1), out = w.extent(0);
     const Shape shape{n, out};
     Tensor<B> y(shape);
     if (b)
       broadcast_sum(
-          B{}, LoopNest<2>(shape, {shape, b.shape()}), [](S v) { return v; }, y.data(), false, b.data());
+          B{}, LoopNest<2>(shape, {shape, b.shape()}), [](S v) { return v; }, y.data(), false,
+          b.data());
     gemm(B{}, GemmGeometry{.m = n, .n = out, .k = in, .transpose_b = true}, x.data(), w.data(),
          y.data(), static_cast<bool>(b));
     return y;

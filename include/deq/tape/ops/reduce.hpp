@@ -7,8 +7,8 @@
 
 namespace deq {
 
-/// y = factor * sum of x over the dimensions in which `kept` is 1; y has the shape `kept`, to which x's
-/// shape reduces as in broadcasting.
+/// y = factor * sum of x over the dimensions in which `kept` is 1; y has the shape `kept`, to which
+/// x's shape reduces as in broadcasting.
 template <class B>
 struct Sum {
   using S = typename B::Scalar;
@@ -37,8 +37,8 @@ struct SquaredNorm {
 
   Tensor<B> forward(const Tensor<B>& x) const {
     Tensor<B> y(Shape{});
-    broadcast_sum(B{}, LoopNest<2>(x.shape(), {Shape{}, x.shape()}), detail::Square{}, y.data(), false,
-                  x.data());
+    broadcast_sum(B{}, LoopNest<2>(x.shape(), {Shape{}, x.shape()}), detail::Square{}, y.data(),
+                  false, x.data());
     return y;
   }
   void vjp(const Reverse<B>& r) const {
@@ -55,7 +55,8 @@ auto sum_over_axis(const char* name, const X& x, Index axis, bool keepdim, bool 
   using B = typename X::Backend;
   using S = typename B::Scalar;
   const Shape& full = x.shape();
-  require<ShapeError>(axis >= 0 && axis < full.rank(), name, ": no axis ", axis, " in shape ", full);
+  require<ShapeError>(axis >= 0 && axis < full.rank(), name, ": no axis ", axis, " in shape ",
+                      full);
   Shape kept = full;
   kept[axis] = 1;
   const S factor = averages ? 1 / static_cast<S>(full[axis]) : S(1);

@@ -56,7 +56,8 @@ struct Slice {
 
   Tensor<B> forward(const Tensor<B>& x) const {
     const Shape& whole = x.shape();
-    require<ShapeError>(axis >= 0 && axis < whole.rank(), "slice: no axis ", axis, " in shape ", whole);
+    require<ShapeError>(axis >= 0 && axis < whole.rank(), "slice: no axis ", axis, " in shape ",
+                        whole);
     require<ShapeError>(first >= 0 && n >= 0 && first + n <= whole[axis], "slice: [", first, ", ",
                         first + n, ") is not within axis ", axis, " of shape ", whole);
     if (axis == 0) return x.rows(first, n);
@@ -89,11 +90,13 @@ template <class B>
 struct Concat {
   static constexpr bool saves_inputs = false, saves_output = false;
   Index axis;
+  PoolVector<Index> extents{};  ///< of each input, along the axis
 
-  Tensor<B> forward(std::span<const Tensor<B>> xs) const {
+  Tensor<B> forward(std::span<const Tensor<B>> xs) {
     require<ShapeError>(!xs.empty(), "concat: needs at least one tensor");
     Shape shape = xs[0].shape();
-    require<ShapeError>(axis >= 0 && axis < shape.rank(), "concat: no axis ", axis, " in shape ", shape);
+    require<ShapeError>(axis >= 0 && axis < shape.rank(), "concat: no axis ", axis, " in shape ",
+                        shape);
     shape[axis] = 0;
     for (const Tensor<B>& x : xs) {
       Shape other = x.shape();
@@ -101,15 +104,16 @@ struct Concat {
       if (same_rank) other[axis] = shape[axis];
       require<ShapeError>(same_rank && other == shape, "concat: ", x.shape(), " does not fit ",
                           xs[0].shape(), " along axis ", axis);
-      shape[axis] += x.shape()[axis];
+      extents.push_back(x.extent(axis));
+      shape[axis] += extents.back();
     }
     Tensor<B> y(shape);
     Index first = 0;
     for (const Tensor<B>& x : xs) {
-      const detail::PartOfAxis part(shape, axis, first, x.shape()[axis]);
+      const detail::PartOfAxis part(shape, axis, first, x.extent(axis));
       copy_strips(B{}, StripGeometry{part.count, part.length, part.length, part.stride}, x.data(),
                   y.data() + part.offset, false);
-      first += x.shape()[axis];
+      first += x.extent(axis);
     }
     return y;
   }
@@ -117,7 +121,7 @@ struct Concat {
     const Shape& whole = r.cotangent.shape();
     Index first = 0;
     for (std::size_t i = 0; i < r.grad.size(); ++i) {
-      const Index n = extent[i];
+      const Index n = extents[i];
       if (r.grad[i]) {
         const detail::PartOfAxis part(whole, axis, first, n);
         const auto [out, accumulate] = r.grad[i].target();

@@ -164,25 +164,30 @@ std::vector<double> check_solve(Problem<S>& p, const Stored& stored, Comparison&
     solver.template solve<deq::KeepInverse::yes>(f.map, z.batch(), ws, deq::NoObserver{});
   };
 
-  typename deq::Broyden<>::template Workspace<B> ws;
-  deq::Tensor<B> z({count, dim}, S(0));
-  solve(deq::Scope::sample, z, ws);
-  out.each(stored, name + ".abs_per_sample", transposed(ws.report.absolute_trace), tol.late_trace);
-  out.each(stored, name + ".rel_per_sample", transposed(ws.report.relative_trace), tol.late_trace);
-
-  B::fill(z.data(), z.size(), 0);
-  solve(deq::Scope::batch, z, ws);
-  // In single precision the late residuals are mostly rounding: two tolerances, as the table says.
-  const auto check_trace = [&](const std::string& which, const std::vector<double>& trace) {
+  // In single precision the late residuals are mostly rounding: two tolerances, as the table says,
+  // and a single sample's late ones (`width` = samples) are compared in double only.
+  const auto check_trace = [&](const std::string& which, const std::vector<double>& trace,
+                               std::size_t width) {
     if (!stored.has(which)) return;
     const std::vector<double> expected = stored.read(which);
     double early = 0, late = 0;
-    for (std::size_t k = 0; k < expected.size(); ++k)
-      (k < 8 ? early : late) =
-          std::max(k < 8 ? early : late, std::abs(trace.at(k) - expected[k]) / expected[k]);
+    for (std::size_t k = 0; k < expected.size(); ++k) {
+      double& worst = k < 8 * width ? early : late;
+      worst = std::max(worst, std::abs(trace.at(k) - expected[k]) / expected[k]);
+    }
     out.check(which + " (steps 1 to 8)", early, tol.trace);
-    out.check(which + " (steps 9 on)", late, tol.late_trace);
+    if (width == 1 || std::is_same_v<S, double>)
+      out.check(which + " (steps 9 on)", late, tol.late_trace);
   };
+  typename deq::Broyden<>::template Workspace<B> ws;
+  deq::Tensor<B> z({count, dim}, S(0));
+  const auto width = static_cast<std::size_t>(count);
+  solve(deq::Scope::sample, z, ws);
+  check_trace(name + ".abs_per_sample", transposed(ws.report.absolute_trace), width);
+  check_trace(name + ".rel_per_sample", transposed(ws.report.relative_trace), width);
+
+  B::fill(z.data(), z.size(), 0);
+  solve(deq::Scope::batch, z, ws);
   check_trace(name + ".abs", ws.report.absolute_trace[0], 1);
   check_trace(name + ".rel", ws.report.relative_trace[0], 1);
   const std::vector<double> best{static_cast<double>(ws.report.samples[0].best_iteration)};

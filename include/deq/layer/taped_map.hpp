@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include <deq/backend/array.hpp>
 #include <deq/core/map.hpp>
 #include <deq/layer/arguments.hpp>
 

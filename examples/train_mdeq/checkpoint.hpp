@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <deq/io/safetensors.hpp>
+
+#include "trainer.hpp"
+
+namespace examples {
+
+namespace detail {
+
+inline const std::array totals_fields = {&Totals::images, &Totals::loss, &Totals::correct,
+                                         &Totals::iterations, &Totals::residual};
+
+}  // namespace detail
+
+/// Writes everything that the rest of a training depends on, at once or not at all. The weights
+/// keep their PyTorch names, so that the file can be used as they are as well; beside them are
+/// "adam.first.NAME" and "adam.second.NAME", "steps", and "epoch", the sums of the unfinished one.
+inline void save_checkpoint(const std::filesystem::path& path, const Options& options,
+                            const Trainer& trainer, const Totals& epoch) {
+  deq::SafetensorsWriter writer;
+  trainer.model().save(writer);
+  const deq::Parameters<Device>& parameters = trainer.model().parameters();
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const auto moment = [&](const char* prefix, const Tensor& t) {
+      writer.add<float>(prefix + parameters[i].name, t.shape(), t.to_host());
+    };
+    moment("adam.first.", trainer.adam().first_moment(static_cast<deq::Index>(i)));
+    moment("adam.second.", trainer.adam().second_moment(static_cast<deq::Index>(i)));
+  }
+  const std::int64_t steps = trainer.steps();
+  writer.add<std::int64_t>("steps", {}, std::span(&steps, 1));
+  std::vector<double> sums;
+  for (const auto field : detail::totals_fields) sums.push_back(epoch.*field);
+  writer.add<double>("epoch", {static_cast<deq::Index>(sums.size())}, sums);
+  for (const auto& [name, value] : options.settings()) writer.metadata(name, value);
+  writer.write(path);
+}
+
+/// Continues from a file of save_checkpoint: returns the sums of the unfinished epoch. Throws
+/// deq::IoError or deq::FormatError if it cannot be read or is none, deq::InvalidArgument if it was
+/// made with other options.
+inline Totals load_checkpoint(const std::filesystem::path& path, const Options& options,
+                              Trainer& trainer) {
+  const auto file = deq::SafetensorsFile::open(path);
+  for (const auto& [name, value] : options.settings()) {
+    const auto found = file.metadata().find(name);
+    deq::require<deq::FormatError>(found != file.metadata().end(), path.string(),
+                                   ": not a checkpoint of this program, it does not say ", name);
+    deq::require(found->second == value, path.string(), ": was made with ", name, ' ',
+                 found->second, ", not with ", name, ' ', value);
+  }
+  trainer.model().load(file);
+  std::vector<Tensor> first, second;
+  for (const deq::Parameter<Device>& p : trainer.model().parameters()) {
+    first.emplace_back(p.value.shape(), file.read<float>("adam.first." + p.name));
+    second.emplace_back(p.value.shape(), file.read<float>("adam.second." + p.name));
+  }
+  trainer.adam().restore(file.read<std::int64_t>("steps").at(0), first, second);
+  const std::vector<double> sums = file.read<double>("epoch");
+  Totals epoch;
+  for (std::size_t i = 0; i < detail::totals_fields.size(); ++i)
+    epoch.*detail::totals_fields[i] = sums.at(i);
+  return epoch;
+}
+
+}  // namespace examples

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+
+#include <deq/backend/cpu/kernels.hpp>
+#include <deq/model/mdeq.hpp>
+
+#include "options.hpp"
+
+namespace examples {
+
+/// Where the tensors are, and of what type.
+using Device = deq::Cpu<float>;
+using Tensor = deq::Tensor<Device>;
+using Model = deq::Mdeq<Device>;
+
+inline deq::MdeqConfig model_config(const Options& options) {
+  deq::MdeqConfig config;
+  if (options.model == "tiny") {
+    config = deq::MdeqConfig::tiny();
+  } else if (options.model == "large") {
+    config = deq::MdeqConfig::large();
+  } else {
+    config = {.channels = {8, 16},
+              .head_channels = {4, 8},
+              .final_channels = 64,
+              .image_size = 16,
+              .expansion = 2};
+  }
+  config.dropout = options.recipe.dropout;
+  return config;
+}
+
+}  // namespace examples

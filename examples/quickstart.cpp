@@ -23,7 +23,6 @@ int main() {
     auto eq = layer.solve(z0, inputs(x), params(W, bias));
     return sum(eq.z).item();
   };
-
   auto eq = layer.solve(z0, inputs(x), params(W, b));
   auto grad = layer.gradient(eq, Tensor({2, 3}, 1));  // dloss/dz* = 1
   std::printf("z* = %.6f %.6f %.6f after %d steps\n", eq.z.data()[0], eq.z.data()[1],

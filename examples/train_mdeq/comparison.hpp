@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <numeric>
 #include <ostream>
@@ -70,6 +71,13 @@ class Comparison {
                        options_,
                        {}});
     if (!pretrained) trials_.back().options.recipe.pretrain_steps = 0;
+    // Figures of an earlier comparison must not stand beside the results of this one.
+    for (const char* kind : {"accuracy", "cosine"})
+      std::filesystem::remove(figure_path(kind, trials_.back()));
+  }
+
+  std::filesystem::path figure_path(const std::string& kind, const Trial& t) const {
+    return options_.out / (kind + '_' + t.name + ".svg");
   }
 
   void show_progress(const Trial& t) {
@@ -105,9 +113,10 @@ class Comparison {
         "Data: " + data_.name + '.',
         "Speed-up: of a training pass over implicit; medians of interleaved passes on the same "
         "weights\n  and batch.",
-        deq::message("Accuracy: on the test set after ", options_.recipe.epochs,
-                     " epochs, one seed; its standard error from ", data_.test.size(),
-                     " images\n  alone is up to ", fixed(100 * std::sqrt(0.25 / n), 1), '.'),
+        deq::message("Accuracy: on the test set after the last finished epoch of ",
+                     options_.recipe.epochs, ", one seed; its standard error from ",
+                     data_.test.size(), " images alone\n  is up to ",
+                     fixed(100 * std::sqrt(0.25 / n), 1), '.'),
         "Cosine: of the gradient with implicit's (stem and f), on the weights of implicit's "
         "training;\n  mean of all measurements."};
     if (trials_.size() > 1)
@@ -142,10 +151,8 @@ class Comparison {
         for (std::size_t k = 0; k < c.cosines.size(); ++k)
           cosines.row(t.contest->measured_at()[k], t.name, c.gradient, c.cosines[k]);
       }
-      write_svg(options_.out / ("accuracy_" + t.name + ".svg"),
-                accuracy_figure(*t.contest, t.title, data_.name));
-      write_svg(options_.out / ("cosine_" + t.name + ".svg"),
-                cosine_figure(*t.contest, t.title, data_.name));
+      write_svg(figure_path("accuracy", t), accuracy_figure(*t.contest, t.title, data_.name));
+      write_svg(figure_path("cosine", t), cosine_figure(*t.contest, t.title, data_.name));
     }
   }
 

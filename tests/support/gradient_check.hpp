@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <concepts>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -66,7 +67,7 @@ std::vector<double> gradient_errors(F f, const X&... x) {
 
 /// Checks all that a VJP of y = f(x...) has to be. The data have to be away from kinks.
 template <class F, std::same_as<Tensor>... X>
-void gradient_check(const char* name, F f, const X&... x) {
+void gradient_check(const std::string& name, F f, const X&... x) {
   CAPTURE(name);
   constexpr std::size_t n = sizeof...(X);
   const std::array<Tensor, n> inputs{x...};

@@ -175,7 +175,8 @@ Recorded(F, const deq::Tensor<deq::Cpu<S>>&, const X&...) -> Recorded<S, 1 + siz
 /// y = f(x...) and all gradients have the same bits for one thread and for several. The tensors
 /// have to be large enough for the kernels to share the work.
 template <class F, class S, class... X>
-void check_threads(const char* name, F f, const deq::Tensor<deq::Cpu<S>>& x, const X&... more) {
+void check_threads(const std::string& name, F f, const deq::Tensor<deq::Cpu<S>>& x,
+                   const X&... more) {
   CAPTURE(name);
   const auto run = [&](int threads) {
     const Threads scope(threads);
@@ -200,7 +201,7 @@ enum class Batch { any_size, same_size };
 /// f treats every sample of x on its own: its result and its gradient have the same bits beside
 /// neighbours of NaN and, for batches of any size, alone.
 template <class F, class S>
-void check_samples(const char* name, F f, const deq::Tensor<deq::Cpu<S>>& x,
+void check_samples(const std::string& name, F f, const deq::Tensor<deq::Cpu<S>>& x,
                    Batch batch = Batch::any_size) {
   CAPTURE(name);
   using T = TensorOf<S>;

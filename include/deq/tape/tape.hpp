@@ -217,6 +217,7 @@ class Tape {
             gradients.size(), " gradients");
     require<ShapeError>(cotangent.shape() == output.shape(), "Tape::vjp: the cotangent has shape ",
                         cotangent.shape(), ", the output ", output.shape());
+    require(!output.tape() || output.tape() == this, "Tape::vjp: the output is on another tape");
     const std::size_t n = nodes_.size();
     slots_.assign(n, {});
     needed_.assign(n, 0);
@@ -309,12 +310,14 @@ class Tape {
   /// Hands the cotangent of one node on to its inputs, and lets go of it.
   void sweep(std::size_t id) {
     sinks_.clear();
+    bool wanted = false;  // else the cotangent of the node itself is what was asked for
     for (const Index input : inputs(id)) {
       const auto i = static_cast<std::size_t>(input);
       sinks_.push_back(input >= 0 && needed_[i] ? Sink<B>(&slots_[i], &nodes_[i].shape)
                                                 : Sink<B>());
+      if (sinks_.back()) wanted = true;
     }
-    nodes_[id].record->vjp(slots_[id].tensor, sinks_);
+    if (wanted) nodes_[id].record->vjp(slots_[id].tensor, sinks_);
     if (!slots_[id].pinned) slots_[id].tensor = {};
   }
 

@@ -112,7 +112,7 @@ auto softmax_cross_entropy(const X& logits, const Labels& labels) {
   host.reserve(static_cast<std::size_t>(n));
   for (const auto label : labels) {
     require(std::cmp_greater_equal(label, 0) && std::cmp_less(label, shape[1]),
-            "softmax_cross_entropy: label ", label, " is outside [0, ", shape[1], ")");
+            "softmax_cross_entropy: label ", +label, " is outside [0, ", shape[1], ")");
     host.push_back(static_cast<Index>(label));
   }
   SoftmaxCrossEntropy<B> op;

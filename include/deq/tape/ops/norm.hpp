@@ -166,16 +166,19 @@ struct BatchNorm : detail::Normalization<B> {
 
 namespace detail {
 
-/// The operation for this batch; in training counts the batch into the running statistics.
-template <class B>
+/// The operation for this batch; in training counts the batch into the running statistics. All
+/// shapes are checked first: a batch that throws is not counted in.
+template <class B, class... Affine>
 BatchNorm<B> prepare_batch_norm(const Tensor<B>& x, BatchNormState<B>& state, BatchNormMode mode,
-                                typename B::Scalar momentum, typename B::Scalar eps) {
+                                typename B::Scalar momentum, typename B::Scalar eps,
+                                const Affine&... affine) {
   using S = typename B::Scalar;
   NormGeometry g = norm_geometry("batch_norm", x.shape(), 1);
   g.channels_per_statistic = 1;
   g.shared = true;
   require_channels("batch_norm", x.shape(), state.running_mean.shape());
   require_channels("batch_norm", x.shape(), state.running_var.shape());
+  (require_channels("batch_norm", x.shape(), affine.shape()), ...);
   Tensor<B> mean = state.running_mean, variance = state.running_var;
   if (mode == BatchNormMode::train) {
     const Index n = g.samples * g.pixels;
@@ -221,7 +224,8 @@ auto batch_norm(const X& x, const W& weight, const V& bias,
                 BatchNormState<typename X::Backend>& state, BatchNormMode mode,
                 detail::ScalarOf<X> momentum = detail::ScalarOf<X>(0.1),
                 detail::ScalarOf<X> eps = detail::ScalarOf<X>(1e-5)) {
-  return record(detail::prepare_batch_norm(value(x), state, mode, momentum, eps), x, weight, bias);
+  return record(detail::prepare_batch_norm(value(x), state, mode, momentum, eps, weight, bias), x,
+                weight, bias);
 }
 
 /// Weight normalisation.

@@ -42,21 +42,21 @@ class Moved {
 }  // namespace
 
 TEST_CASE_TEMPLATE("matmul and linear are sums of products", S, float, double) {
-  for (const auto [m, k, n] : extents) {
+  for (const Extents& e : extents) {
+    const Index m = e.m, k = e.k, n = e.n;
     CAPTURE(m);
     CAPTURE(k);
     CAPTURE(n);
     const auto a = random_tensor<S>({m, k}, 1), b = random_tensor<S>({k, n}, 2);
     const auto w = random_tensor<S>({n, k}, 3), bias = random_tensor<S>({n}, 4);
-    const Index terms = k;
     const auto row_times_column = [&](const Place& p) {
       double sum = 0;
-      for (Index l = 0; l < terms; ++l) sum += at(a, p[0], l) * at(b, l, p[1]);
+      for (Index l = 0; l < k; ++l) sum += at(a, p[0], l) * at(b, l, p[1]);
       return sum;
     };
     const auto row_times_row = [&](const Place& p) {
       double sum = 0;
-      for (Index l = 0; l < terms; ++l) sum += at(a, p[0], l) * at(w, p[1], l);
+      for (Index l = 0; l < k; ++l) sum += at(a, p[0], l) * at(w, p[1], l);
       return sum;
     };
     check_values(matmul(a, b), {m, n}, row_times_column);
@@ -67,7 +67,8 @@ TEST_CASE_TEMPLATE("matmul and linear are sums of products", S, float, double) {
 }
 
 TEST_CASE("VJPs of matmul and linear") {
-  for (const auto [m, k, n] : extents) {
+  for (const Extents& e : extents) {
+    const Index m = e.m, k = e.k, n = e.n;
     if (m * k + k * n > 1000) continue;  // one evaluation an element
     CAPTURE(m);
     CAPTURE(k);
@@ -101,7 +102,8 @@ TEST_CASE_TEMPLATE("a row never depends on the numbers in other rows", S, float,
 
 TEST_CASE_TEMPLATE("products do not depend on where in memory their operands lie", S, float,
                    double) {
-  for (const auto [m, k, n] : extents) {
+  for (const Extents& e : extents) {
+    const Index m = e.m, k = e.k, n = e.n;
     CAPTURE(m);
     CAPTURE(k);
     CAPTURE(n);

@@ -89,15 +89,16 @@ const Shape batches[]{{2, 3, 4, 5}, {5, 3}, {2, 1, 1, 3}, {1, 2, 3, 3}, {37, 2},
 
 TEST_CASE_TEMPLATE("group_norm normalises each group of channels of each sample", S, float,
                    double) {
-  for (const auto& [shape, groups] : groupings) {
+  for (const Grouping& grouping : groupings) {
+    const Shape& shape = grouping.shape;
+    const Index groups = grouping.groups;
     CAPTURE(shape);
     CAPTURE(groups);
-    const Index number = groups;
     const auto x = random_tensor<S>(shape, 1, -1, 3);
     const auto w = random_tensor<S>({shape[1]}, 2), b = random_tensor<S>({shape[1]}, 3);
     const auto expected = [&](double eps) {
-      return [&x, number, eps](const Place& p) {
-        return normalized(at(x, p), group_moments(x, number, p), eps);
+      return [&x, groups, eps](const Place& p) {
+        return normalized(at(x, p), group_moments(x, groups, p), eps);
       };
     };
     check_values(group_norm(x, groups), shape, expected(1e-5));
@@ -108,7 +109,9 @@ TEST_CASE_TEMPLATE("group_norm normalises each group of channels of each sample"
 }
 
 TEST_CASE("VJPs of group_norm") {
-  for (const auto& [shape, groups] : groupings) {
+  for (const Grouping& grouping : groupings) {
+    const Shape& shape = grouping.shape;
+    const Index groups = grouping.groups;
     CAPTURE(shape);
     const Tensor x = random_tensor(shape, 1, -1, 3);
     const Tensor w = random_tensor({shape[1]}, 2), b = random_tensor({shape[1]}, 3);
@@ -211,10 +214,10 @@ TEST_CASE("running statistics: start at 0 and 1, unbiased variance, momentum of 
   // Channel 0: 1 2 3 4, mean 2.5, unbiased variance 5/3. Channel 1: 0 0 0 8, mean 2, 16.
   const Tensor x({2, 2, 2}, {1, 2, 0, 0, 3, 4, 0, 8});
   const auto expect = [&](double mean_0, double mean_1, double var_0, double var_1,
-                          std::int64_t batches) {
+                          std::int64_t batches_seen) {
     check_values(state.running_mean, {2}, [&](const Place& p) { return p[0] ? mean_1 : mean_0; });
     check_values(state.running_var, {2}, [&](const Place& p) { return p[0] ? var_1 : var_0; });
-    CHECK(state.batches == batches);
+    CHECK(state.batches == batches_seen);
   };
   batch_norm(x, state, BatchNormMode::train);
   expect(0.25, 0.2, 0.9 + 0.5 / 3, 0.9 + 1.6, 1);

@@ -143,18 +143,17 @@ TEST_CASE("reshape and flatten name the same memory") {
 }
 
 TEST_CASE_TEMPLATE("slice takes a part of an axis", S, float, double) {
-  for (const auto& [whole, axis, first, n] : parts) {
-    CAPTURE(whole);
-    CAPTURE(axis);
-    const auto x = random_tensor<S>(whole, 1);
-    Shape shape = whole;
-    shape[axis] = n;
-    const auto d = static_cast<std::size_t>(axis);
-    const Index shift = first;
+  for (const Part& part : parts) {
+    CAPTURE(part.whole);
+    CAPTURE(part.axis);
+    const auto x = random_tensor<S>(part.whole, 1);
+    Shape shape = part.whole;
+    shape[part.axis] = part.n;
+    const auto d = static_cast<std::size_t>(part.axis);
     check_values(
-        slice(x, axis, first, n), shape,
+        slice(x, part.axis, part.first, part.n), shape,
         [&](Place p) {
-          p[d] += shift;
+          p[d] += part.first;
           return at(x, p);
         },
         0);
@@ -164,13 +163,15 @@ TEST_CASE_TEMPLATE("slice takes a part of an axis", S, float, double) {
 }
 
 TEST_CASE_TEMPLATE("concat puts tensors one after the other", S, float, double) {
-  for (const auto& [axis, first, second, third] : joints) {
+  for (const Joint& joint : joints) {
+    const Index axis = joint.axis;
     CAPTURE(axis);
-    CAPTURE(second);
-    const std::vector<TensorOf<S>> xs{random_tensor<S>(first, 1), random_tensor<S>(second, 2),
-                                      random_tensor<S>(third, 3)};
-    Shape shape = first;
-    shape[axis] += second[axis] + third[axis];
+    CAPTURE(joint.second);
+    const std::vector<TensorOf<S>> xs{random_tensor<S>(joint.first, 1),
+                                      random_tensor<S>(joint.second, 2),
+                                      random_tensor<S>(joint.third, 3)};
+    Shape shape = joint.first;
+    shape[axis] += joint.second[axis] + joint.third[axis];
     const auto d = static_cast<std::size_t>(axis);
     const auto expected = [&](Place p) {
       std::size_t i = 0;

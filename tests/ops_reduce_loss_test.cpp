@@ -115,15 +115,16 @@ TEST_CASE_TEMPLATE("the four operators broadcast as NumPy's do", S, float, doubl
       });
     });
   };
-  for (const auto& [a, b, result] : pairs) {
-    check(a, b, result);
-    check(b, a, result);
+  for (const Pair& pair : pairs) {
+    check(pair.a, pair.b, pair.result);
+    check(pair.b, pair.a, pair.result);
   }
   check({3, 5000}, {5000}, {3, 5000});  // rows that are cut into pieces
 }
 
 TEST_CASE("VJPs of the four operators sum over what was repeated") {
-  for (const auto& [sa, sb, result] : pairs) {
+  for (const Pair& pair : pairs) {
+    const Shape &sa = pair.a, &sb = pair.b;
     const Tensor a = random_tensor(sa, 1), b = random_tensor(sb, 2, 0.5, 2);
     const Tensor c = random_tensor(sa, 3, 0.5, 2);
     for_each_operator([&](const std::string& name, auto f) {

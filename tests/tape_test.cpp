@@ -283,7 +283,8 @@ TEST_CASE("gradients with respect to intermediate values, together with those of
   const Tensor x({2}, {0.5, -1}), c({2}, {1, 3});
   Tape tape;
   const Var v = tape.input(x), h = square(v), y = exp(h);
-  const auto [gx, gh, gy] = gradients(tape, y, c, v, h, y);
+  const std::array found = gradients(tape, y, c, v, h, y);
+  const Tensor &gx = found[0], &gh = found[1], &gy = found[2];
   CHECK(same_bits(gy, c));
   CHECK(gy.data() != c.data());  // the caller's memory was written, not replaced
   check_values(gh, {2}, [&](const Place& p) { return at(c, p) * std::exp(at(x, p) * at(x, p)); });

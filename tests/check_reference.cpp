@@ -32,6 +32,7 @@ void check_case(const fs::path& directory, const std::string& name, bool dropout
   const auto layer = open(directory, name + ".layer"), solve = open(directory, name + ".solve"),
              grads = open(directory, name + ".grads"), jacobian = open(directory, name + ".jac"),
              norms = open(directory, name + ".bn_after");
+  if (!layer && !solve && !grads && !jacobian && !norms) return;
   const std::string network = name.substr(0, name.find('.'));
   Problem<S> p(directory, network, dropout, mode);
   p.bind_layer();
@@ -123,8 +124,12 @@ void compact(const fs::path& from, const fs::path& to) {
       if (file == "tiny.inputs.safetensors" && !is_input(file, name)) continue;
       if (!whole) {
         const auto values = reference::sketch(name, stored.read(name));
-        writer.add<double>(name + reference::sketch_suffix,
-                           {static_cast<deq::Index>(values.size())}, values);
+        const std::string sketch_name = name + reference::sketch_suffix;
+        const deq::Shape shape{static_cast<deq::Index>(values.size())};
+        if (stored.rounded(name))
+          writer.add<float>(sketch_name, shape, std::vector<float>(values.begin(), values.end()));
+        else
+          writer.add<double>(sketch_name, shape, values);
       } else if (stored.file().dtype(name) == deq::Dtype::f32) {
         writer.add<float>(name, stored.file().shape(name), stored.file().read<float>(name));
       } else if (stored.file().dtype(name) == deq::Dtype::i64) {

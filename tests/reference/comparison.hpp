@@ -19,7 +19,8 @@ using deq::Index;
 
 /// A sketch of x: its norm, then the products with `sketch_size` random vectors of +-1, keyed by
 /// the tensor's name. For an error e the products give ||e||^2 in the mean, so that the sketch of a
-/// wrong tensor differs from that of the right one by about the norm of their difference.
+/// wrong tensor differs from that of the right one by about the norm of their difference. It is
+/// stored in the tensor's own precision: the sketch of rounded numbers is as inexact as they are.
 inline constexpr int sketch_size = 16;
 inline const std::string sketch_suffix = ".sketch";
 
@@ -66,7 +67,7 @@ class Stored {
   bool whole(const std::string& name) const { return file_.contains(name); }
   /// Stored in fewer digits than it was computed with.
   bool rounded(const std::string& name) const {
-    return file_.contains(name) && file_.dtype(name) == deq::Dtype::f32;
+    return file_.dtype(whole(name) ? name : name + sketch_suffix) == deq::Dtype::f32;
   }
   std::vector<double> read(const std::string& name) const { return file_.read<double>(name); }
   std::vector<std::string> names() const { return file_.names(); }

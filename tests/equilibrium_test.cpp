@@ -332,6 +332,17 @@ TEST_CASE("an inverse outlives its solve while somebody shares it") {
   CHECK(to_dense<B>(*eq.inverse(0), 0) != before);
 }
 
+TEST_CASE("no samples: no iterations, and a gradient of zero") {
+  const Setup s;
+  auto layer = tight_layer(Gdeq{});
+  const auto eq = layer.solve(T({0, 6}), inputs(T({0, 6})), params(s.W, s.b));
+  CHECK(eq.report.samples.empty());
+  const auto g = layer.gradient(eq, T({0, 6}));
+  CHECK(g.inputs[0].shape() == Shape{0, 6});
+  for (const T& p : g.params)
+    for (const double x : p.to_host()) CHECK(x == 0);
+}
+
 TEST_CASE("misuse throws and says what came") {
   const Setup s;
   auto layer = tight_layer(Jfb{});

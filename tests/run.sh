@@ -19,6 +19,6 @@ if [[ ! -f $cache ]] && command -v ninja >/dev/null; then generator=(-G Ninja); 
 
 jobs=$(nproc)
 cmake -S . -B "$build" ${generator[@]+"${generator[@]}"} -DDEQ_BUILD_BENCH=OFF \
-  -DDEQ_WERROR="${DEQ_WERROR:-OFF}"
+  -DDEQ_WERROR="${DEQ_WERROR:-OFF}" -DDEQ_WITH_CUDA="${DEQ_WITH_CUDA:-OFF}"
 cmake --build "$build" --parallel "$jobs"
 ctest --test-dir "$build" --parallel "$jobs" --output-on-failure "$@"

@@ -8,7 +8,7 @@ compiler=$1 file=$3
 IFS=: read -ra directories <<<"$2"
 
 compile() {
-  LC_ALL=C "$compiler" -std=c++20 -O0 -S -o /dev/null "${directories[@]/#/-I}" "$@" "$file" 2>&1
+  LC_ALL=C "$compiler" -std=c++20 -fsyntax-only "${directories[@]/#/-I}" "$@" "$file" 2>&1
 }
 fail() {
   printf '%s: %s\n' "$file" "$1"

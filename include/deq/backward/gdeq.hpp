@@ -42,14 +42,11 @@ struct Gdeq {
     Array<B, Index> fallback;
   };
 
-  template <class B, Linearization<B> Jacobian, class Inverse>
+  template <class B, Linearization<B> Jacobian, InverseJacobian<B> Inverse>
   void adjoint(Samples everybody, Jacobian& jacobian, const Inverse* inverse,
                BatchView<const typename B::Scalar> h, BatchView<typename B::Scalar> w,
                Workspace<B>& ws) const {
     using S = typename B::Scalar;
-    static_assert(InverseJacobian<Inverse, B>,
-                  "deq: Gdeq needs the inverse Jacobian of the forward solve; this solver leaves "
-                  "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
     require(refinements >= 0, "Gdeq: refinements must be >= 0, got ", refinements);
     ws.report.reset(h.count);
     inverse->apply_transpose(everybody, h, w, ws.scratch);
@@ -61,19 +58,22 @@ struct Gdeq {
       correct(everybody, jacobian, *inverse, h, w, ws);
   }
 
- private:
+ public:  // for nvcc, which accepts no device lambda in a private function
   template <class B>
   void guard(Samples everybody, BatchView<const typename B::Scalar> h,
              BatchView<typename B::Scalar> w, Workspace<B>& ws) const {
+    using S = typename B::Scalar;
     ws.w_squared.resize(h.count);
     ws.h_squared.resize(h.count);
     ws.fallback.resize(h.count);
     B::dot(everybody, w, w, ws.w_squared.data());
     B::dot(everybody, h, h, ws.h_squared.data());
+    const S* ww = ws.w_squared.data();
+    const S* hh = ws.h_squared.data();
+    const double low = min_norm_ratio, high = max_norm_ratio;
     const Samples fallback = B::filter(
         everybody,
-        [ww = ws.w_squared.data(), hh = ws.h_squared.data(), low = min_norm_ratio,
-         high = max_norm_ratio] DEQ_HOST_DEVICE(Index s) {
+        [=] DEQ_HOST_DEVICE(Index s) {
           const double w_norm = std::sqrt(static_cast<double>(ww[s]));
           const double h_norm = std::sqrt(static_cast<double>(hh[s]));
           return !(std::isfinite(w_norm) && w_norm >= low * h_norm && w_norm <= high * h_norm) &&
@@ -86,6 +86,7 @@ struct Gdeq {
     for (const Index s : ids) ws.report.samples[static_cast<std::size_t>(s)].fell_back = true;
   }
 
+ private:
   /// rho = h - w + J^T w
   template <class B, class Jacobian>
   static BatchView<typename B::Scalar> adjoint_residual(Samples everybody, Jacobian& jacobian,
@@ -118,6 +119,7 @@ struct Gdeq {
     }
   }
 
+ public:  // for nvcc, as above
   template <class B, class Jacobian, class Inverse>
   void minimise_residual(Samples everybody, Jacobian& jacobian, const Inverse& inverse,
                          BatchView<const typename B::Scalar> h, BatchView<typename B::Scalar> w,
@@ -130,6 +132,8 @@ struct Gdeq {
     S* step = ws.step.data();
     S* minus = step + h.count;
     S* one = minus + h.count;
+    const S* rq = ws.w_squared.data();
+    const S* qq = ws.h_squared.data();
     for (int i = 0; i < refinements; ++i) {
       // p = -H^T rho (its sign cancels in t p), q = (I - J^T) p
       inverse.apply_transpose(everybody, rho, p, ws.scratch);
@@ -138,12 +142,11 @@ struct Gdeq {
       ws.report.count_vjps(1);
       B::dot(everybody, rho, q, ws.w_squared.data());
       B::dot(everybody, q, q, ws.h_squared.data());
-      B::for_each(everybody,
-                  [=, rq = ws.w_squared.data(), qq = ws.h_squared.data()] DEQ_HOST_DEVICE(Index s) {
-                    step[s] = qq[s] > 0 ? rq[s] / qq[s] : S(0);
-                    minus[s] = -step[s];
-                    one[s] = 1;
-                  });
+      B::for_each(everybody, [=] DEQ_HOST_DEVICE(Index s) {
+        step[s] = qq[s] > 0 ? rq[s] / qq[s] : S(0);
+        minus[s] = -step[s];
+        one[s] = 1;
+      });
       B::axpby(everybody, step, BatchView<const S>(p), one, w);
       B::axpby(everybody, minus, BatchView<const S>(q), one, rho);
     }

@@ -10,7 +10,7 @@ namespace deq {
 /// Implicit differentiation: solves (I - J^T) w = h, as the fixed point w = J^T w + h from w = 0,
 /// with any solver: Broyden (20 iterations in the paper), Gmres, Anderson, FixedPoint. Exact as far
 /// as the solver's tolerance goes; costs one VJP an iteration.
-template <class LinearSolver = Broyden<>>
+template <FixedPointSolver LinearSolver = Broyden<>>
 struct Implicit {
   static constexpr bool needs_inverse = false;
 
@@ -24,13 +24,11 @@ struct Implicit {
   };
 
   template <class B, Linearization<B> Jacobian, class Inverse>
+    requires SolverFor<LinearSolver, AdjointMap<B, Jacobian>>
   void adjoint(Samples everybody, Jacobian& jacobian, const Inverse*,
                BatchView<const typename B::Scalar> h, BatchView<typename B::Scalar> w,
                Workspace<B>& ws) const {
     AdjointMap<B, Jacobian> map(jacobian, h, everybody, ws.packed);
-    static_assert(
-        SolverFor<LinearSolver, AdjointMap<B, Jacobian>>,
-        "deq: Implicit<LinearSolver> needs a solver (Broyden, Gmres, Anderson, FixedPoint)");
     B::fill(w.data, w.size(), 0);
     solver.template solve<KeepInverse::no>(map, w, ws.solve, NoObserver{});
     ws.report.reset(h.count);

@@ -57,26 +57,10 @@ class BroydenSteps {
   }
 
   void apply(Samples a, BatchView<const S> x, BatchView<S> y, Array<B>& scratch) const {
-    product(a, x, y, scratch, [](const S* G, Index width, Index n, const S* sx, S* c) {
-      // c[t + 1] multiplies s_{t+1}.
-      c[0] = 0;
-      for (Index t = 0; t + 1 < n; ++t) {
-        S sum = -sx[t];
-        for (Index i = 1; i <= t; ++i) sum += G[t * width + i] * c[i];
-        c[t + 1] = sum / G[t * width + t];
-      }
-    });
+    product(a, x, y, scratch, Forward{});
   }
   void apply_transpose(Samples a, BatchView<const S> x, BatchView<S> y, Array<B>& scratch) const {
-    product(a, x, y, scratch, [](const S* G, Index width, Index n, const S* sx, S* c) {
-      // -c[t] is the c_t of the formula above; it multiplies s_t.
-      c[n - 1] = 0;
-      for (Index t = n - 2; t >= 0; --t) {
-        S sum = sx[t + 1];
-        for (Index i = t + 1; i < n - 1; ++i) sum -= G[(t + 1) * width + i] * c[i];
-        c[t] = -sum / G[t * width + t];
-      }
-    });
+    product(a, x, y, scratch, Transposed{});
   }
 
   /// Scratch of `advance`, shared by all samples of a solve.
@@ -126,8 +110,31 @@ class BroydenSteps {
     append(extended, d, ws);
   }
 
- private:
-  BasisView<S> steps() const { return {steps_.data(), dim_, memory_ + 1}; }
+ public:  // for nvcc, which accepts no device lambda in a private function
+  /// The recurrence of H x: from the n products sx = S^T x the coefficients of the steps.
+  struct Forward {
+    DEQ_HOST_DEVICE void operator()(const S* G, Index width, Index n, const S* sx, S* c) const {
+      // c[t + 1] multiplies s_{t+1}.
+      c[0] = 0;
+      for (Index t = 0; t + 1 < n; ++t) {
+        S sum = -sx[t];
+        for (Index i = 1; i <= t; ++i) sum += G[t * width + i] * c[i];
+        c[t + 1] = sum / G[t * width + t];
+      }
+    }
+  };
+  /// The same of H^T x.
+  struct Transposed {
+    DEQ_HOST_DEVICE void operator()(const S* G, Index width, Index n, const S* sx, S* c) const {
+      // -c[t] is the c_t of the formula above; it multiplies s_t.
+      c[n - 1] = 0;
+      for (Index t = n - 2; t >= 0; --t) {
+        S sum = sx[t + 1];
+        for (Index i = t + 1; i < n - 1; ++i) sum -= G[(t + 1) * width + i] * c[i];
+        c[t] = -sum / G[t * width + t];
+      }
+    }
+  };
 
   /// y = -x + S c, the coefficients c from `recurrence`(Gram, width, steps, S^T x, c).
   template <class Recurrence>
@@ -168,6 +175,9 @@ class BroydenSteps {
         G[i * width + newest] = G[newest * width + i] = sd[s * width + i];
     });
   }
+
+ private:
+  BasisView<S> steps() const { return {steps_.data(), dim_, memory_ + 1}; }
 
   Index dim_ = 0, memory_ = 0;
   Array<B> steps_, gram_;

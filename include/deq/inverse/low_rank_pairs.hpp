@@ -117,6 +117,7 @@ class LowRankPairs {
     B::combine(a, right, rank_.data(), coefficients.data(), y);
   }
 
+ public:  // for nvcc, which accepts no device lambda in a private function
   /// The numbers of one update, per sample.
   struct Scalars {
     S *dq, *dd;  // d . q, d . d
@@ -202,6 +203,7 @@ class LowRankPairs {
     B::axpby(a, n.dd, BatchView<const S>(q), n.next_from_u, d);
   }
 
+ private:
   /// d = -H g, without an update.
   void descend(Samples a, BatchView<const S> g, BatchView<S> d, Workspace& ws) const {
     const BatchView<S> q = ws.q.batch(g.dim, g.count);

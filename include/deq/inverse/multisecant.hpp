@@ -56,7 +56,7 @@ class Multisecant {
   S* m() const { return m_.data(); }
   Index* ranks() const { return rank_.data(); }
 
- private:
+ public:  // for nvcc, which accepts no device lambda in a private function
   void product(Samples a, BasisView<const S> left, BasisView<const S> right, bool transposed,
                BatchView<const S> x, BatchView<S> y, Array<B>& scratch) const {
     scratch.resize(2 * x.count * memory_);
@@ -79,6 +79,7 @@ class Multisecant {
     B::combine(a, right, rank, coefficients, y);
   }
 
+ private:
   Index dim_ = 0, memory_ = 0;
   S beta_ = 1;
   Array<B> y_, q_, m_;

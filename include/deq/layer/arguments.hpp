@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <span>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include <deq/tape/tape.hpp>
@@ -25,7 +28,7 @@ struct Params {
   static constexpr std::size_t extent = N;
 };
 
-template <TensorLike T, TensorLike... Ts>
+template <TensorLike T, std::convertible_to<T>... Ts>
 Inputs<T, 1 + sizeof...(Ts)> inputs(const T& first, const Ts&... rest) {
   return {{first, rest...}};
 }
@@ -33,7 +36,7 @@ template <TensorLike T>
 Inputs<T, std::dynamic_extent> inputs(std::span<const T> list) {
   return {list};
 }
-template <TensorLike T, TensorLike... Ts>
+template <TensorLike T, std::convertible_to<T>... Ts>
 Params<T, 1 + sizeof...(Ts)> params(const T& first, const Ts&... rest) {
   return {{first, rest...}};
 }
@@ -83,6 +86,25 @@ V call(F& f, const V& z, std::span<const V> x, std::span<const V> theta) {
     return spread<NP>(theta, [&](const auto&... ps) -> V { return f(z, xs..., ps...); });
   });
 }
+
+/// What a list of N tensors or variables V becomes as arguments of f (see `spread`).
+template <std::size_t N, class V>
+auto arguments_of() {
+  if constexpr (N == std::dynamic_extent)
+    return std::tuple<std::span<const V>>();
+  else
+    return std::tuple_cat(std::array<V, N>());
+}
+template <class F, class V, class Arguments>
+inline constexpr bool returns = false;
+template <class F, class V, class... A>
+inline constexpr bool returns<F, V, std::tuple<A...>> = requires(F& f, const A&... a) {
+  requires std::same_as<std::remove_cvref_t<decltype(f(a...))>, V>;
+};
+/// f(z, x..., theta...) can be called with tensors or variables V, and returns one.
+template <class F, class V, std::size_t NX, std::size_t NP>
+inline constexpr bool callable = returns<
+    F, V, decltype(std::tuple_cat(std::tuple<V>(), arguments_of<NX, V>(), arguments_of<NP, V>()))>;
 
 }  // namespace detail
 

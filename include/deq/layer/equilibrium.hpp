@@ -125,7 +125,7 @@ struct EquilibriumGradients {
 ///
 /// f is a generic callable f(z, x..., theta...) of tensors, (N, state...) in and out, that treats
 /// the N samples alike and apart. It is shared by threads, so its call must be const in effect.
-template <class Solver, BackwardPolicy Policy, class F>
+template <FixedPointSolver Solver, BackwardPolicy Policy, class F>
 class Equilibrium {
  public:
   Solver solver;
@@ -179,6 +179,14 @@ class Equilibrium {
     solve(z0, x, theta, solution);
     return solution;
   }
+  template <Backend B, std::size_t NX>
+  auto solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x) {
+    return solve(z0, x, no_params<Tensor<B>>());
+  }
+  template <Backend B, std::size_t NP>
+  auto solve(const Tensor<B>& z0, const Params<Tensor<B>, NP>& theta) {
+    return solve(z0, no_inputs<Tensor<B>>(), theta);
+  }
   template <Backend B>
   auto solve(const Tensor<B>& z0) {
     return solve(z0, no_inputs<Tensor<B>>(), no_params<Tensor<B>>());
@@ -188,7 +196,17 @@ class Equilibrium {
   template <Backend B, std::size_t NX, std::size_t NP>
   void solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
              const Params<Tensor<B>, NP>& theta, Solution<B, NX, NP>& solution) {
-    check_policy<B>();
+    static_assert(detail::callable<F, Tensor<B>, NX, NP>,
+                  "deq: f must take z, then every input, then every parameter as tensors of one "
+                  "backend, and return a tensor");
+    static_assert(
+        SolverFor<Solver, TapedMap<B, F, NX, NP>>,
+        "deq: Equilibrium needs a solver for any f: Broyden, Anderson or FixedPoint (Gmres "
+        "is for affine maps, as in Implicit<Gmres>)");
+    static_assert(
+        !Policy::needs_inverse || LeavesInverse<Solver, B>,
+        "deq: Gdeq needs the inverse Jacobian of the forward solve, and this solver leaves "
+        "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
     begin(z0, x, theta, solution);
     auto& pool = workspaces<B, NX, NP>();
     std::vector<SampleReport>& samples = solution.report.samples;
@@ -242,6 +260,10 @@ class Equilibrium {
   template <Backend B, std::size_t NX, std::size_t NP>
   void gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h,
                 EquilibriumGradients<B>& g) {
+    static_assert(
+        detail::callable<F, Var<B>, NX, NP>,
+        "deq: for a gradient f must also take and return variables (deq::Var): write it as "
+        "a generic lambda, [](const auto& z, ...)");
     require<ShapeError>(h.shape() == solution.z.shape(), "Equilibrium::gradient: h has shape ",
                         h.shape(), ", z has ", solution.z.shape());
     require(g.inputs.size() == solution.x_.size() && g.params.size() == solution.theta_.size(),
@@ -250,6 +272,9 @@ class Equilibrium {
             g.params.size());
     if (g.adjoint.shape() != h.shape() || !g.adjoint.unique()) g.adjoint = Tensor<B>(h.shape());
     g.report.reset(h.extent(0));
+    if (solution.blocks_.empty())  // no samples, no gradient
+      for (const Tensor<B>& p : g.params)
+        if (p) B::fill(p.data(), p.size(), 0);
     auto& pool = workspaces<B, NX, NP>();
     detail::InOrder order;
     parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
@@ -297,14 +322,6 @@ class Equilibrium {
         return solve.report;
     }
   };
-
-  template <Backend B>
-  static constexpr void check_policy() {
-    static_assert(
-        !Policy::needs_inverse || LeavesInverse<Solver, B>,
-        "deq: Gdeq needs the inverse Jacobian of the forward solve, and this solver leaves "
-        "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
-  }
 
   template <Backend B, std::size_t NX, std::size_t NP>
   void begin(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
@@ -435,8 +452,8 @@ class Equilibrium {
 };
 
 /// An equilibrium layer of f, solver and gradient method chosen at compile time.
-template <class Solver = Broyden<>, BackwardPolicy Policy = Gdeq, class F>
-Equilibrium<Solver, Policy, F> equilibrium(F f, Solver solver = {}, Policy policy = {}) {
+template <FixedPointSolver Solver = Broyden<>, BackwardPolicy Policy = Gdeq, class F>
+auto equilibrium(F f, Solver solver = {}, Policy policy = {}) {
   return Equilibrium<Solver, Policy, F>(std::move(f), std::move(solver), std::move(policy));
 }
 

@@ -60,7 +60,8 @@ struct Anderson {
     ws.r.resize(z.count * memory * memory);
     ws.gamma.resize(z.count * memory);
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
-    B::for_each(active, [rank = h.ranks()] DEQ_HOST_DEVICE(Index s) { rank[s] = 0; });
+    Index* rank = h.ranks();
+    B::for_each(active, [=] DEQ_HOST_DEVICE(Index s) { rank[s] = 0; });
     active = ws.monitor.judge(active, 0, ws.evaluate(f, active, z), z, g, observer);
 
     for (int k = 1; !active.empty(); ++k) {
@@ -87,7 +88,7 @@ struct Anderson {
     require(regularization >= 0, "Anderson: regularization must be >= 0, got ", regularization);
   }
 
- private:
+ public:  // for nvcc, which accepts no device lambda in a private function
   /// lambda of one sample.
   template <class S>
   static DEQ_HOST_DEVICE S ridge(const S* r, Index ld, Index n, S regularization) {
@@ -105,15 +106,19 @@ struct Anderson {
     const Multisecant<B>& h = ws.inverse;
     ws.work.resize(g.count * memory * (memory + 1));
     B::project(a, BasisView<const S>(h.q_basis()), h.ranks(), g, ws.gamma.data());
-    B::for_each(
-        a, [=, r = ws.r.data(), gamma = ws.gamma.data(), work = ws.work.data(), rank = h.ranks(),
-            m = memory, relative = static_cast<S>(regularization)] DEQ_HOST_DEVICE(Index s) {
-          const S* rs = r + s * m * m;
-          S* c = gamma + s * m;
-          detail::solve_ridge(rs, m, rank[s], ridge(rs, m, rank[s], relative), c,
-                              work + s * m * (m + 1));
-          for (Index i = 0; i < rank[s]; ++i) c[i] = -c[i];
-        });
+    const S* r = ws.r.data();
+    S* gamma = ws.gamma.data();
+    S* work = ws.work.data();
+    const Index* rank = h.ranks();
+    const Index m = memory;
+    const S relative = static_cast<S>(regularization);
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      const S* rs = r + s * m * m;
+      S* c = gamma + s * m;
+      detail::solve_ridge(rs, m, rank[s], ridge(rs, m, rank[s], relative), c,
+                          work + s * m * (m + 1));
+      for (Index i = 0; i < rank[s]; ++i) c[i] = -c[i];
+    });
     B::axpby(a, static_cast<S>(beta), BatchView<const S>(g), S(1), z);
     B::combine(a, BasisView<const S>(h.y_basis()), h.ranks(), ws.gamma.data(), z);
   }
@@ -232,17 +237,21 @@ struct Anderson {
     using S = typename B::Scalar;
     const Multisecant<B>& h = ws.inverse;
     ws.work.resize(a.count * memory * (memory + 1));
-    B::for_each(
-        a, [=, r = ws.r.data(), out = h.m(), work = ws.work.data(), rank = h.ranks(), m = memory,
-            relative = static_cast<S>(regularization)] DEQ_HOST_DEVICE(Index s) {
-          const S* rs = r + s * m * m;
-          const S lambda = ridge(rs, m, rank[s], relative);
-          for (Index j = 0; j < rank[s]; ++j) {
-            S* column = out + s * m * m + j * m;
-            for (Index i = 0; i < rank[s]; ++i) column[i] = i == j;
-            detail::solve_ridge(rs, m, rank[s], lambda, column, work + s * m * (m + 1));
-          }
-        });
+    const S* r = ws.r.data();
+    S* out = h.m();
+    S* work = ws.work.data();
+    const Index* rank = h.ranks();
+    const Index m = memory;
+    const S relative = static_cast<S>(regularization);
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      const S* rs = r + s * m * m;
+      const S lambda = ridge(rs, m, rank[s], relative);
+      for (Index j = 0; j < rank[s]; ++j) {
+        S* column = out + s * m * m + j * m;
+        for (Index i = 0; i < rank[s]; ++i) column[i] = i == j;
+        detail::solve_ridge(rs, m, rank[s], lambda, column, work + s * m * (m + 1));
+      }
+    });
   }
 };
 

@@ -17,6 +17,12 @@ struct NoInverse {};
 /// backward policy.
 enum class KeepInverse : bool { no, yes };
 
+/// What can be told of a solver before its map is known: SolverFor, below, says the rest.
+template <class Solver>
+concept FixedPointSolver = requires(const Solver& solver) {
+  { solver.stopping } -> std::convertible_to<const Stopping&>;
+};
+
 /// A solver of z = f(z): a copyable struct of hyperparameters with
 ///
 ///     template <class B> struct Workspace     scratch and results, reused from solve to solve
@@ -28,12 +34,11 @@ enum class KeepInverse : bool { no, yes };
 /// workspace then holds `report`, and `inverse` if it was to be kept. Never throws because f does
 /// not converge.
 template <class Solver, class Map>
-concept SolverFor = FixedPointMap<Map> &&
+concept SolverFor = FixedPointSolver<Solver> && FixedPointMap<Map> &&
     requires(const Solver& solver, Map& f, BatchView<typename Map::Backend::Scalar> z,
              typename Solver::template Workspace<typename Map::Backend>& ws) {
   solver.template solve<KeepInverse::no>(f, z, ws, NoObserver{});
   { ws.report } -> std::convertible_to<const SolveReport&>;
-  { solver.stopping } -> std::convertible_to<const Stopping&>;
 };
 
 /// The solver leaves an inverse Jacobian behind.

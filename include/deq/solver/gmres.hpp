@@ -57,7 +57,7 @@ struct Gmres {
     ws.monitor.finish(z, ws.report);
   }
 
- private:
+ public:  // for nvcc, which accepts no device lambda in a private function
   /// n steps of Arnoldi from the residual g, then z <- z + V y.
   template <class B, class Map>
   void cycle(Map& f, Samples a, Index n, BatchView<typename B::Scalar> g,
@@ -86,8 +86,10 @@ struct Gmres {
     Index* columns = ws.columns.data();
 
     // v_0 = g / ||g||
-    B::for_each(a, [=, gg = ws.monitor.g_squared(), ff = ws.monitor.f_squared(),
-                    rule = stopping] DEQ_HOST_DEVICE(Index s) {
+    const S* gg = ws.monitor.g_squared();
+    const S* ff = ws.monitor.f_squared();
+    const Stopping rule = stopping;
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
       const S beta = std::sqrt(gg[s]);
       number[s] = 1 / beta;
       zero[s] = 0;

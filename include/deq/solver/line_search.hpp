@@ -67,6 +67,7 @@ struct Armijo {
     ws.searching.resize(z.count);
     const S* start = monitor.g_squared();
     const S* now = ws.g_squared.data();
+    S* one = ws.f_squared.data();
     const Armijo rule = *this;
 
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { length[s] = 1; });
@@ -74,9 +75,8 @@ struct Armijo {
     for (int backtracks = 0; !searching.empty(); ++backtracks) {
       // trial = z + t d
       B::copy(searching, z, trial);
-      B::for_each(searching,
-                  [=, out = ws.f_squared.data()] DEQ_HOST_DEVICE(Index s) { out[s] = 1; });
-      B::axpby(searching, length, BatchView<const S>(d), ws.f_squared.data(), trial);
+      B::for_each(searching, [=] DEQ_HOST_DEVICE(Index s) { one[s] = 1; });
+      B::axpby(searching, length, BatchView<const S>(d), one, trial);
       const BatchView<const S> compact_f = evaluate(map, searching, trial);
       B::scatter(searching, compact_f, f);
       B::residual(searching, compact_f, trial, g, ws.g_squared.data(), ws.f_squared.data());

@@ -245,6 +245,7 @@ class Monitor {
  private:
   using Progress = detail::Progress;
 
+ public:  // for nvcc, which accepts no device lambda in a private function
   /// Replaces each squared norm by its sum over the batch.
   void share_norms(Samples a) {
     if (a.empty()) return;
@@ -263,6 +264,7 @@ class Monitor {
     });
   }
 
+ private:
   void download_trace(const Array<B, double>& history,
                       std::vector<std::vector<double>>& trace) const {
     trace.clear();

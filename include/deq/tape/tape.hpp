@@ -266,7 +266,7 @@ class Tape {
   template <class Op>
   struct RecordOf final : Record {
     static_assert(Operation<Op, B>,
-                  "an operation needs saves_inputs, saves_output and vjp(Reverse)");
+                  "deq: an operation needs saves_inputs, saves_output and vjp(Reverse)");
 
     RecordOf(Op operation, const Tensor<B>& y, std::span<const Var<B>> xs)
         : op(std::move(operation)), saved_inputs(xs.size()) {
@@ -345,6 +345,8 @@ Tape<B>* common_tape(std::span<const Var<B>> xs) {
 template <class Op, TensorLike X, TensorLike... Xs>
 auto record(Op op, const X& x, const Xs&... xs) {
   using B = typename X::Backend;
+  static_assert((std::same_as<typename Xs::Backend, B> && ...),
+                "deq: an operation mixes tensors of two backends or scalars");
   Tensor<B> y = op.forward(value(x), value(xs)...);
   if constexpr (is_var<X> || (is_var<Xs> || ...)) {
     const std::array<Var<B>, 1 + sizeof...(Xs)> inputs{Var<B>(x), Var<B>(xs)...};

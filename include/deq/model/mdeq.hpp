@@ -45,9 +45,14 @@ class Mdeq {
     return list;
   }
 
-  /// x_0 (N, C_0, R, R) of the images (N, 3, R, R).
+  /// x_0 (N, C_0, R, R) of the images (N, image_channels, R, R). Throws ShapeError.
   template <TensorLike V>
   V stem(const V& images, std::span<const V> all, BatchNormMode mode) {
+    const Index channels = config_.image_channels, size = config_.image_size;
+    const Shape& shape = images.shape();
+    require<ShapeError>(shape.rank() == 4 && shape == Shape{shape[0], channels, size, size},
+                        "Mdeq: images must be (N, ", channels, ", ", size, ", ", size, "), got ",
+                        shape);
     detail::Cursor<V> p(all.first(layout_.stem_end));
     std::size_t norm = 0;
     V a = images;

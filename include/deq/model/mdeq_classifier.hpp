@@ -37,10 +37,11 @@ class MdeqClassifier {
 
   explicit MdeqClassifier(Mdeq<B>& model, Solver solver = {}, Policy policy = {})
       : model_(model),
-        train_layer_(model.function(model.config().dropout > 0), solver, policy),
+        train_layer_(model.function(true), solver, policy),
         plain_layer_(model.function(false), solver, policy) {}
 
-  /// The layer that training passes use; its solver, policy and schedule may be changed.
+  /// The layer of training passes with dropout masks, and the one of evaluation and of training
+  /// passes without; solver, policy and schedule of each may be changed.
   Layer& layer() { return train_layer_; }
   Layer& evaluation_layer() { return plain_layer_; }
 
@@ -67,6 +68,9 @@ class MdeqClassifier {
   /// masks, (N, C_i, 1, 1) for every branch; none is no dropout.
   PassReport train(const Tensor<B>& images, std::span<const Index> labels,
                    std::span<const Tensor<B>> masks = {}) {
+    const auto branches = static_cast<std::size_t>(model_.config().branches());
+    require(masks.empty() || masks.size() == branches, "MdeqClassifier: needs ", branches,
+            " dropout masks or none, got ", masks.size());
     return pass(masks.empty() ? plain_layer_ : train_layer_, images, labels, masks);
   }
 

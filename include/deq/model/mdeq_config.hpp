@@ -55,6 +55,9 @@ struct MdeqConfig {
     require(head_channels.size() == channels.size(), "MdeqConfig: ", channels.size(),
             " branches but ", head_channels.size(), " head_channels");
     require(final_channels >= 1, "MdeqConfig: final_channels must be >= 1, got ", final_channels);
+    require(classes >= 1, "MdeqConfig: classes must be >= 1, got ", classes);
+    require(image_channels >= 1, "MdeqConfig: image_channels must be >= 1, got ", image_channels);
+    require(expansion >= 1, "MdeqConfig: expansion must be >= 1, got ", expansion);
     require(dropout >= 0 && dropout < 1, "MdeqConfig: dropout must be in [0, 1), got ", dropout);
     require(groups >= 2 && groups % 2 == 0, "MdeqConfig: groups must be even, got ", groups);
     for (Index i = 0; i < branches(); ++i) {

@@ -36,7 +36,7 @@ struct Recipe {
               .pretrain_steps = 20000,
               .augment = "on"};
     if (model == "demo")
-      return {.epochs = 4, .batch = 32, .learning_rate = 1e-2, .dropout = 0, .pretrain_steps = 100};
+      return {.epochs = 4, .batch = 32, .learning_rate = 3e-3, .dropout = 0, .pretrain_steps = 100};
     return {};
   }
 };

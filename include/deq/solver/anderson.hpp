@@ -89,13 +89,30 @@ struct Anderson {
   }
 
  public:  // for nvcc, which accepts no device lambda in a private function
-  /// lambda of one sample.
+  /// The regularised least squares of all samples.
   template <class S>
-  static DEQ_HOST_DEVICE S ridge(const S* r, Index ld, Index n, S regularization) {
-    S largest = 0;
-    for (Index i = 0; i < n; ++i)
-      largest = std::abs(r[i + i * ld]) > largest ? std::abs(r[i + i * ld]) : largest;
-    return regularization * largest * largest;
+  struct LeastSquares {
+    const S* r;
+    S* work;
+    const Index* rank;
+    Index m;
+    S regularization;
+
+    /// c <- argmin ||R c - b||^2 + lambda ||c||^2 of sample s, for b given in c.
+    DEQ_HOST_DEVICE void solve(Index s, S* c) const {
+      const S* rs = r + s * m * m;
+      S largest = 0;
+      for (Index i = 0; i < rank[s]; ++i)
+        largest = std::abs(rs[i + i * m]) > largest ? std::abs(rs[i + i * m]) : largest;
+      detail::solve_ridge(rs, m, rank[s], regularization * largest * largest, c,
+                          work + s * m * (m + 1));
+    }
+  };
+  template <class B>
+  LeastSquares<typename B::Scalar> least_squares(Index count, Workspace<B>& ws) const {
+    ws.work.resize(count * memory * (memory + 1));
+    return {ws.r.data(), ws.work.data(), ws.inverse.ranks(), memory,
+            static_cast<typename B::Scalar>(regularization)};
   }
 
   /// z <- z + beta g - Y gamma.
@@ -104,20 +121,13 @@ struct Anderson {
            Workspace<B>& ws) const {
     using S = typename B::Scalar;
     const Multisecant<B>& h = ws.inverse;
-    ws.work.resize(g.count * memory * (memory + 1));
-    B::project(a, BasisView<const S>(h.q_basis()), h.ranks(), g, ws.gamma.data());
-    const S* r = ws.r.data();
+    const LeastSquares<S> squares = least_squares(g.count, ws);
     S* gamma = ws.gamma.data();
-    S* work = ws.work.data();
-    const Index* rank = h.ranks();
-    const Index m = memory;
-    const S relative = static_cast<S>(regularization);
+    B::project(a, BasisView<const S>(h.q_basis()), h.ranks(), g, gamma);
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      const S* rs = r + s * m * m;
-      S* c = gamma + s * m;
-      detail::solve_ridge(rs, m, rank[s], ridge(rs, m, rank[s], relative), c,
-                          work + s * m * (m + 1));
-      for (Index i = 0; i < rank[s]; ++i) c[i] = -c[i];
+      S* c = gamma + s * squares.m;
+      squares.solve(s, c);
+      for (Index i = 0; i < squares.rank[s]; ++i) c[i] = -c[i];
     });
     B::axpby(a, static_cast<S>(beta), BatchView<const S>(g), S(1), z);
     B::combine(a, BasisView<const S>(h.y_basis()), h.ranks(), ws.gamma.data(), z);
@@ -235,21 +245,13 @@ struct Anderson {
   template <class B>
   void implied_inverse(Samples a, Workspace<B>& ws) const {
     using S = typename B::Scalar;
-    const Multisecant<B>& h = ws.inverse;
-    ws.work.resize(a.count * memory * (memory + 1));
-    const S* r = ws.r.data();
-    S* out = h.m();
-    S* work = ws.work.data();
-    const Index* rank = h.ranks();
-    const Index m = memory;
-    const S relative = static_cast<S>(regularization);
+    const LeastSquares<S> squares = least_squares(a.count, ws);
+    S* inverse = ws.inverse.m();
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      const S* rs = r + s * m * m;
-      const S lambda = ridge(rs, m, rank[s], relative);
-      for (Index j = 0; j < rank[s]; ++j) {
-        S* column = out + s * m * m + j * m;
-        for (Index i = 0; i < rank[s]; ++i) column[i] = i == j;
-        detail::solve_ridge(rs, m, rank[s], lambda, column, work + s * m * (m + 1));
+      for (Index j = 0; j < squares.rank[s]; ++j) {
+        S* column = inverse + (s * squares.m + j) * squares.m;
+        for (Index i = 0; i < squares.rank[s]; ++i) column[i] = i == j;
+        squares.solve(s, column);
       }
     });
   }

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source tests/ensure_packages.sh
-ensure_packages build-essential cmake libeigen3-dev
+ensure_packages build-essential cmake libeigen3-dev curl ca-certificates
 
 build=build/demo
 results=$build/results

@@ -8,6 +8,7 @@
 #include <deq/backend/cpu/elementwise.hpp>
 #include <deq/backend/cpu/gemm.hpp>
 #include <deq/backend/cpu/loss.hpp>
+#include <deq/backend/cpu/nhwc.hpp>
 #include <deq/backend/cpu/norm.hpp>
 #include <deq/backend/cpu/pool.hpp>
 #include <deq/backend/cpu/shape.hpp>

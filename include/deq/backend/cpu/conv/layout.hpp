@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+// How images lie in memory. The engine works on channels-last images: the channels of a pixel are
+// neighbours, so that they are what a vector holds, whatever the resolution.
+#pragma once
+
+#include <algorithm>
+
+#include <deq/backend/cpu/cpu.hpp>
+#include <deq/backend/cpu/simd.hpp>
+#include <deq/backend/geometry.hpp>
+
+namespace deq::detail {
+
+/// The vectors (0, 1), (2, 3), ... of the first half of `v` and the second half of it, number by
+/// number: log2(n) times that, and n vectors of n numbers are transposed.
+template <class S>
+DEQ_INLINE inline void interleave_halves(Simd<S> (&v)[simd_width<S>]) {
+  constexpr int n = static_cast<int>(simd_width<S>);
+  Simd<S> mixed[n];
+  unroll<n / 2>([&](auto i) DEQ_INLINE {
+    [&]<int... L>(std::integer_sequence<int, L...>) DEQ_INLINE {
+      mixed[2 * i] = __builtin_shufflevector(v[i], v[i + n / 2], (L / 2 + L % 2 * n)...);
+      mixed[2 * i + 1] =
+          __builtin_shufflevector(v[i], v[i + n / 2], (n / 2 + L / 2 + L % 2 * n)...);
+    }
+    (std::make_integer_sequence<int, n>{});
+  });
+  unroll<n>([&](auto i) DEQ_INLINE { v[i] = mixed[i]; });
+}
+
+/// y_ji (+)= x_ij of a rows x columns matrix whose rows are `x_stride` apart, those of y `y_stride`:
+/// (channels, pixels) to (pixels, channels) and back, in squares that fit in registers.
+template <class S>
+void transpose_plane(Index rows, Index columns, const S* x, Index x_stride, S* y, Index y_stride,
+                     bool accumulate = false) {
+  constexpr Index n = simd_width<S>;
+  for (Index j = 0; j < columns; j += n)
+    for (Index i = 0; i < rows; i += n) {
+      const Index height = std::min(n, rows - i), width = columns - j;
+      Simd<S> square[n]{};
+      for (Index k = 0; k < height; ++k) square[k] = load(x + (i + k) * x_stride + j, width);
+      for (Index step = 1; step < n; step *= 2) interleave_halves<S>(square);
+      for (Index k = 0; k < std::min(n, width); ++k) {
+        S* to = y + (j + k) * y_stride + i;
+        store(to, accumulate ? load(to, height) + square[k] : square[k], height);
+      }
+    }
+}
+
+/// Where a channels-last image has a pixel; one that lies outside is all zeros.
+template <class S>
+class Pixels {
+ public:
+  Pixels(const S* image, Index height, Index width, Index channels, const S* zeros)
+      : image_(image), zeros_(zeros), height_(height), width_(width), channels_(channels) {}
+
+  const S* at(Index line, Index column) const {
+    const bool inside = line >= 0 && line < height_ && column >= 0 && column < width_;
+    return inside ? image_ + (line * width_ + column) * channels_ : zeros_;
+  }
+
+ private:
+  const S* image_;
+  const S* zeros_;
+  Index height_, width_, channels_;
+};
+
+}  // namespace deq::detail

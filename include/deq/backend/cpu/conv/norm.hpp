@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT
+// Group normalisation of channels-last images, in as few passes as it takes: the moments while
+// somebody writes the image, then one pass that also adds a residual and rectifies; backward, one
+// pass for the sums and one for the cotangents.
+#pragma once
+
+#include <cmath>
+
+#include <deq/backend/cpu/conv/fusion.hpp>
+#include <deq/backend/cpu/conv/pieces.hpp>
+
+namespace deq::detail {
+
+/// Samples cut for a pass over their pixels.
+inline Pieces pixel_pieces(const NormGeometry& g) {
+  return {g.samples, g.pixels, std::max<Index>(64, 16384 / std::max<Index>(g.channels, 1))};
+}
+
+/// body(sample, part, first pixel, last pixel) for all pieces, shared by the team.
+template <class Body>
+void for_each_pixel_piece(const NormGeometry& g, Body&& body) {
+  const Pieces pieces = pixel_pieces(g);
+  parallel_for(
+      pieces.count(),
+      [&](Index i) {
+        const auto piece = pieces[i];
+        for (Index n = piece.first_sample; n < piece.last_sample; ++n)
+          body(n, piece.part, piece.first, piece.last);
+      },
+      g.samples * g.pixels * g.channels < 32768);
+}
+
+/// Rows of one number a channel, each padded to whole vectors: what a pass multiplies with.
+template <class S>
+class ChannelTable {
+ public:
+  ChannelTable(Index rows, Index channels)
+      : stride_(simd_count<S>(channels) * simd_width<S>), numbers_(rows * stride_) {
+    std::fill_n(numbers_.data(), numbers_.size(), S(0));
+  }
+  S* row(Index r) const { return numbers_.data() + r * stride_; }
+  DEQ_INLINE Simd<S> at(Index r, Index channel) const { return load(row(r) + channel); }
+
+ private:
+  Index stride_;
+  Array<Cpu<S>> numbers_;
+};
+
+/// The moments of every channel of x.
+template <class S>
+void channel_moments(const NormGeometry& g, const S* x, const MomentParts<S>& moments) {
+  for_each_pixel_piece(g, [&](Index n, Index part, Index first, Index last) {
+    const S* image = x + n * g.pixels * g.channels;
+    for (Index c = 0; c < g.channels; c += simd_width<S>)
+      with_width<S>(g.channels - c, [&](auto width) DEQ_INLINE {
+        MomentSums<S> sums;
+        for (Index p = first; p < last; ++p) sums.add(load(image + p * g.channels + c, width));
+        sums.store_to(moments, n, part, c);
+      });
+  });
+}
+
+/// mean and inverse deviation 1/sqrt(variance + eps) of every group of every sample, from the
+/// moments of the channels' parts (Chan, Golub and LeVeque, 1979).
+template <class S>
+void group_statistics(const NormGeometry& g, S eps, const MomentParts<S>& moments, S* mean,
+                      S* inverse) {
+  const Index width = g.channels_per_statistic;
+  for (Index n = 0; n < g.samples; ++n)
+    for (Index group = 0; group < g.groups(); ++group) {
+      const auto for_each_part = [&](auto&& body) {
+        for (Index i = 0; i < moments.parts; ++i) {
+          const S* part = moments.part(n, i);
+          if (part[0] == 0) continue;
+          for (Index c = group * width; c < (group + 1) * width; ++c)
+            body(part[0], part[1 + c], part[1 + g.channels + c]);
+        }
+      };
+      S count = 0, sum = 0, squares = 0;
+      for_each_part([&](S k, S m, S) {
+        count += k;
+        sum += k * m;
+      });
+      const S m = sum / count;
+      for_each_part([&](S k, S part_mean, S part_squares) {
+        squares += part_squares + k * (part_mean - m) * (part_mean - m);
+      });
+      mean[n * g.groups() + group] = m;
+      inverse[n * g.groups() + group] = 1 / std::sqrt(squares / count + eps);
+    }
+}
+
+/// A group normalisation that has taken its statistics: y = (u - mean) inverse weight + bias, then
+/// plus the residual, then rectified. Null pointers are steps left out.
+template <class S>
+struct Normalisation {
+  NormGeometry geometry;
+  const S *mean, *inverse;   ///< (N, groups)
+  const S* weight = nullptr;  ///< (C)
+  const S* bias = nullptr;    ///< (C)
+  bool relu = false;
+
+  S scale(Index channel) const { return weight ? weight[channel] : S(1); }
+};
+
+/// What is no longer positive; NaN stays NaN, so that it is seen.
+template <class S>
+DEQ_INLINE inline Simd<S> rectified(Simd<S> y) {
+  const Simd<S> zero{};
+  return y < zero ? zero : y;
+}
+
+template <class S>
+void normalize(const Normalisation<S>& norm, const S* u, const S* residual, S* y) {
+  const NormGeometry& g = norm.geometry;
+  for_each_pixel_piece(g, [&](Index n, Index, Index first, Index last) {
+    const ChannelTable<S> table(3, g.channels);
+    for (Index c = 0; c < g.channels; ++c) {
+      const Index s = g.statistic(n, c);
+      table.row(0)[c] = norm.mean[s];
+      table.row(1)[c] = norm.inverse[s] * norm.scale(c);
+      table.row(2)[c] = norm.bias ? norm.bias[c] : S(0);
+    }
+    const auto pass = [&](auto with_residual, auto with_relu) {
+      for (Index p = first; p < last; ++p)
+        for (Index c = 0; c < g.channels; c += simd_width<S>) {
+          const Index place = (n * g.pixels + p) * g.channels + c, width = g.channels - c;
+          Simd<S> v = (load(u + place, width) - table.at(0, c)) * table.at(1, c) + table.at(2, c);
+          if constexpr (with_residual) v += load(residual + place, width);
+          if constexpr (with_relu) v = rectified<S>(v);
+          store(y + place, v, width);
+        }
+    };
+    constexpr std::true_type yes;
+    constexpr std::false_type no;
+    if (residual)
+      norm.relu ? pass(yes, yes) : pass(yes, no);
+    else
+      norm.relu ? pass(no, yes) : pass(no, no);
+  });
+}
+
+/// d, the cotangent of what the relu was applied to.
+template <class S>
+DEQ_INLINE inline Simd<S> before_relu(bool relu, const Simd<S>& cotangent, const Simd<S>& y) {
+  const Simd<S> zero{};
+  return relu ? (y > zero ? cotangent : zero) : cotangent;
+}
+
+/// Sums (N, C) over the pixels of each sample: of d, the cotangent before the relu, and of d (u -
+/// mean) inverse. They are the cotangents of bias and weight before the sum over samples.
+template <class S>
+void normalize_vjp_sums(const Normalisation<S>& norm, const S* u, const S* y, const S* cotangent,
+                        S* sums_d, S* sums_du) {
+  const NormGeometry& g = norm.geometry;
+  const Index parts = pixel_pieces(g).parts();
+  const Array<Cpu<S>> of_parts(g.samples * parts * 2 * g.channels);
+  for_each_pixel_piece(g, [&](Index n, Index part, Index first, Index last) {
+    S* out = of_parts.data() + (n * parts + part) * 2 * g.channels;
+    for (Index c = 0; c < g.channels; c += simd_width<S>)
+      with_width<S>(g.channels - c, [&](auto width) DEQ_INLINE {
+        Simd<S> mean{}, inverse{}, sum_d{}, sum_du{};
+        for (Index l = 0; l < std::min(simd_width<S>, g.channels - c); ++l) {
+          mean[l] = norm.mean[g.statistic(n, c + l)];
+          inverse[l] = norm.inverse[g.statistic(n, c + l)];
+        }
+        for (Index p = first; p < last; ++p) {
+          const Index place = (n * g.pixels + p) * g.channels + c;
+          const Simd<S> out_value = norm.relu ? load(y + place, width) : Simd<S>{};
+          const Simd<S> d = before_relu<S>(norm.relu, load(cotangent + place, width), out_value);
+          sum_d += d;
+          sum_du += d * (load(u + place, width) - mean);
+        }
+        store(out + c, sum_d, width);
+        store(out + g.channels + c, sum_du * inverse, width);
+      });
+  });
+  for (Index n = 0; n < g.samples; ++n)
+    for (Index c = 0; c < g.channels; ++c) {
+      S d = 0, du = 0;
+      for (Index part = 0; part < parts; ++part) {
+        const S* of_part = of_parts.data() + (n * parts + part) * 2 * g.channels;
+        d += of_part[c];
+        du += of_part[g.channels + c];
+      }
+      sums_d[n * g.channels + c] = d;
+      sums_du[n * g.channels + c] = du;
+    }
+}
+
+/// Where a cotangent goes; a null pointer is one that nobody wants.
+template <class S>
+struct CotangentSink {
+  S* data = nullptr;
+  bool accumulate = false;
+
+  template <class V>
+  DEQ_INLINE void put(Index place, const V& value, Index width) const {
+    store(data + place, accumulate ? load(data + place, width) + value : value, width);
+  }
+};
+
+/// du = inverse (e - mean(e) - v mean(e v)), e = weight d, v = (u - mean) inverse, the means over
+/// each group, by the sums of normalize_vjp_sums. `of_residual` gets d, then `of_u`, which may be
+/// the same memory, du, and `masked` (not accumulated) du times the mask (N, C) that u was
+/// multiplied with.
+template <class S>
+void normalize_vjp(const Normalisation<S>& norm, const S* u, const S* y, const S* cotangent,
+                   const S* sums_d, const S* sums_du, const S* mask, CotangentSink<S> of_residual,
+                   CotangentSink<S> of_u, S* masked) {
+  const NormGeometry& g = norm.geometry;
+  const Index width = g.channels_per_statistic;
+  const S count = static_cast<S>(width * g.pixels);
+  for_each_pixel_piece(g, [&](Index n, Index, Index first, Index last) {
+    const ChannelTable<S> table(5, g.channels);
+    const S* sum_d = sums_d + n * g.channels;
+    const S* sum_du = sums_du + n * g.channels;
+    for (Index start = 0; start < g.channels; start += width) {
+      S mean_e = 0, mean_ev = 0;
+      for (Index c = start; c < start + width; ++c) {
+        mean_e += norm.scale(c) * sum_d[c] / count;
+        mean_ev += norm.scale(c) * sum_du[c] / count;
+      }
+      for (Index c = start; c < start + width; ++c) {
+        const Index s = g.statistic(n, c);
+        const S inverse = norm.inverse[s];
+        table.row(0)[c] = norm.mean[s];
+        table.row(1)[c] = inverse * norm.scale(c);
+        table.row(2)[c] = inverse * mean_e;
+        table.row(3)[c] = inverse * inverse * mean_ev;
+        table.row(4)[c] = mask ? mask[n * g.channels + c] : S(1);
+      }
+    }
+    for (Index p = first; p < last; ++p)
+      for (Index c = 0; c < g.channels; c += simd_width<S>) {
+        const Index place = (n * g.pixels + p) * g.channels + c, there = g.channels - c;
+        const Simd<S> out_value = norm.relu ? load(y + place, there) : Simd<S>{};
+        const Simd<S> d = before_relu<S>(norm.relu, load(cotangent + place, there), out_value);
+        const Simd<S> du = d * table.at(1, c) - table.at(2, c) -
+                           (load(u + place, there) - table.at(0, c)) * table.at(3, c);
+        if (of_residual.data) of_residual.put(place, d, there);
+        if (of_u.data) of_u.put(place, du, there);
+        if (masked) store(masked + place, du * table.at(4, c), there);
+      }
+  });
+}
+
+}  // namespace deq::detail

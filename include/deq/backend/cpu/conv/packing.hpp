@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+// Weights in the order in which the inner loop reads them.
+#pragma once
+
+#include <deq/backend/cpu/conv/kernel.hpp>
+#include <deq/backend/cpu/conv/layout.hpp>
+#include <deq/backend/cpu/conv/winograd.hpp>
+
+namespace deq::detail {
+
+/// How the output channels are cut into panels of at most max_panel vectors.
+template <class S>
+struct Panels {
+  Index vectors;  ///< of all output channels
+  int width;      ///< vectors of every panel but perhaps the last
+
+  explicit Panels(Index channels)
+      : vectors(simd_count<S>(channels)),
+        width(static_cast<int>(std::min<Index>(vectors, max_panel))) {}
+
+  Index count() const { return (vectors + width - 1) / width; }
+  int width_of(Index panel) const {
+    return static_cast<int>(std::min<Index>(width, vectors - panel * width));
+  }
+  Index first_channel(Index panel) const { return panel * width * simd_width<S>; }
+};
+
+/// A 3 x 3 or other weight (O, I, kh, kw), as a convolution from `in` to `out` channels reads it:
+/// as it stands, or for the transpose of the convolution with the roles of the channels exchanged.
+template <class S>
+struct WeightView {
+  const S* data;
+  Index in, out, taps;
+  bool transposed;
+
+  /// Weight of an output channel, 0 beyond the last.
+  S at(Index o, Index i, Index tap) const {
+    if (o >= out) return 0;
+    return data[(transposed ? i * out + o : o * in + i) * taps + tap];
+  }
+  Simd<S> vector(Index first, Index i, Index tap) const {
+    Simd<S> v{};
+    for (Index l = 0; l < simd_width<S>; ++l) v[l] = at(first + l, i, tap);
+    return v;
+  }
+};
+
+/// Numbers of a packed weight: (panel, point, input channel, output channel of the panel). The
+/// points are the taps of the kernel, or the products of Winograd's tile.
+template <class S>
+Index packed_size(Index in, Index out, Index points) {
+  return Panels<S>(out).vectors * simd_width<S> * points * in;
+}
+
+/// store(point, place) for every vector of the packed weight.
+template <class S, class Body>
+void for_each_packed(const WeightView<S>& w, Index points, S* packed, Body body) {
+  const Panels<S> panels(w.out);
+  parallel_for(
+      panels.count(),
+      [&](Index panel) {
+        const Index width = panels.width_of(panel) * simd_width<S>;
+        S* start = packed + panels.first_channel(panel) * points * w.in;
+        for (Index i = 0; i < w.in; ++i)
+          for (Index v = 0; v < width; v += simd_width<S>)
+            body(panels.first_channel(panel) + v, i,
+                 [=](Index point) { return start + (point * w.in + i) * width + v; });
+      },
+      w.in * w.out * points < 65536);
+}
+
+template <class S>
+void pack_taps(const WeightView<S>& w, S* packed) {
+  for_each_packed(w, w.taps, packed, [&](Index channel, Index i, auto place) {
+    for (Index tap = 0; tap < w.taps; ++tap) store(place(tap), w.vector(channel, i, tap));
+  });
+}
+
+/// w (+)= a packed weight of one's own making; the way back of pack_taps without transposition.
+template <class S>
+void unpack_taps(Index in, Index out, Index taps, const S* packed, S* w, bool accumulate) {
+  const Panels<S> panels(out);
+  for (Index o = 0; o < out; ++o) {
+    const Index panel = o / (panels.width * simd_width<S>);
+    const Index width = panels.width_of(panel) * simd_width<S>;
+    const S* from = packed + panels.first_channel(panel) * taps * in + o % (panels.width * simd_width<S>);
+    for (Index i = 0; i < in; ++i)
+      for (Index tap = 0; tap < taps; ++tap) {
+        S& to = w[(o * in + i) * taps + tap];
+        const S value = from[(tap * in + i) * width];
+        to = accumulate ? to + value : value;
+      }
+  }
+}
+
+/// G g G^T; of the transposed convolution, whose kernel is turned by half a circle.
+template <int M, class S>
+void pack_winograd(const WeightView<S>& w, S* packed) {
+  constexpr int n = Winograd<M>::tile;
+  for_each_packed(w, n * n, packed, [&](Index channel, Index i, auto place) {
+    Simd<S> g[3][3], u[n][n];
+    unroll<9>([&](auto t) DEQ_INLINE {
+      g[t / 3][t % 3] = w.vector(channel, i, w.transposed ? 8 - t : Index{t});
+    });
+    on_both_sides(g, u, [](const auto& a, auto& b) { Winograd<M>::weights(a, b); });
+    unroll<n * n>([&](auto p) DEQ_INLINE { store(place(p), u[p / n][p % n]); });
+  });
+}
+
+}  // namespace deq::detail

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+// Which algorithm computes a convolution, and how the work is cut.
+#pragma once
+
+#include <deq/backend/cpu/conv/direct_conv.hpp>
+#include <deq/backend/cpu/conv/winograd_conv.hpp>
+
+namespace deq::detail {
+
+enum class ConvAlgorithm { direct, winograd2, winograd4 };
+
+/// The plan for one convolution, or for the transpose of one. It depends on extents alone, so the
+/// bits of a result depend neither on threads nor on other samples.
+template <class S>
+struct ConvPlan {
+  Conv2dGeometry geometry;  ///< of the convolution; of its transpose, if Winograd computes it
+  bool transposed;
+  Index in, out;  ///< channels read and written
+  ConvAlgorithm algorithm = ConvAlgorithm::direct;
+  Pieces pieces;
+
+  ConvPlan(const Conv2dGeometry& g, bool transpose)
+      : geometry(g),
+        transposed(transpose),
+        in(transpose ? g.out_channels : g.in_channels),
+        out(transpose ? g.in_channels : g.out_channels),
+        pieces(0, 0, 1) {
+    // Below eight channels the tiles' transforms cost more than they save.
+    if (g.kernel_height == 3 && g.kernel_width == 3 && g.stride == 1 && g.padding <= 2 &&
+        std::min(in, out) >= 8) {
+      if (transpose)
+        geometry = {g.samples, in, g.out_height(), g.out_width(), out, 3, 3, 1, 2 - g.padding};
+      const Index side = std::min(geometry.out_height(), geometry.out_width());
+      // The transformed weights of large tiles are four times the weights. Where they meet few
+      // pixels, the memory cannot keep up.
+      if (side > 1) algorithm = side > 4 ? ConvAlgorithm::winograd4 : ConvAlgorithm::winograd2;
+    }
+    pieces = {g.samples, units(), unit_target()};
+  }
+
+  /// Products of the packed weights.
+  Index points() const {
+    switch (algorithm) {
+      case ConvAlgorithm::winograd2: return 16;
+      case ConvAlgorithm::winograd4: return 36;
+      case ConvAlgorithm::direct: break;
+    }
+    return geometry.kernel_size();
+  }
+  Index packed_size() const { return deq::detail::packed_size<S>(in, out, points()); }
+
+  void pack(const S* w, S* packed) const {
+    const WeightView<S> view{w, in, out, geometry.kernel_size(), transposed};
+    switch (algorithm) {
+      case ConvAlgorithm::winograd2: return pack_winograd<2>(view, packed);
+      case ConvAlgorithm::winograd4: return pack_winograd<4>(view, packed);
+      case ConvAlgorithm::direct: return pack_taps(view, packed);
+    }
+  }
+  void run(const S* x, const S* packed, const Epilogue<S>& epilogue, S* y) const {
+    switch (algorithm) {
+      case ConvAlgorithm::winograd2:
+        return convolve_winograd<2>(geometry, x, packed, epilogue, y, pieces);
+      case ConvAlgorithm::winograd4:
+        return convolve_winograd<4>(geometry, x, packed, epilogue, y, pieces);
+      case ConvAlgorithm::direct:
+        return convolve_direct(geometry, transposed, in, out, x, packed, epilogue, y, pieces);
+    }
+  }
+
+ private:
+  /// What pieces are counted in: tiles, or pixels of a class.
+  Index units() const {
+    switch (algorithm) {
+      case ConvAlgorithm::winograd2: return Tiles<2>(geometry).count();
+      case ConvAlgorithm::winograd4: return Tiles<4>(geometry).count();
+      case ConvAlgorithm::direct: break;
+    }
+    return Footprint(geometry, transposed).class_pixels(0);
+  }
+  /// A piece's transformed input stays in a second-level cache of half a MiB; one image of 32 x 32
+  /// still keeps two threads busy.
+  Index unit_target() const {
+    if (algorithm == ConvAlgorithm::direct) return 256;
+    constexpr Index cache = 288 * 1024;
+    const Index tile = points() * in * static_cast<Index>(sizeof(S));
+    const Index most = algorithm == ConvAlgorithm::winograd4 ? 32 : 64;
+    return std::clamp<Index>(cache / tile, winograd_group, most);
+  }
+};
+
+}  // namespace deq::detail

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+// 3 x 3 convolutions of stride 1 by Winograd's tiles: transform a few tiles of the input, multiply,
+// transform back, while all of it stays in the second-level cache.
+#pragma once
+
+#include <deq/backend/cpu/conv/fusion.hpp>
+#include <deq/backend/cpu/conv/packing.hpp>
+#include <deq/backend/cpu/conv/pieces.hpp>
+
+namespace deq::detail {
+
+/// The tiles of an image, line by line; those at the end may reach beyond it.
+template <int M>
+struct Tiles {
+  Index lines, columns;
+  explicit Tiles(const Conv2dGeometry& g)
+      : lines((g.out_height() + M - 1) / M), columns((g.out_width() + M - 1) / M) {}
+  Index count() const { return lines * columns; }
+  Index line(Index tile) const { return tile / columns * M; }
+  Index column(Index tile) const { return tile % columns * M; }
+};
+
+/// (points, tiles, channels), a cache line apart beyond that: planes at a distance of a power of two
+/// would compete for the same lines of the cache.
+template <class S>
+struct TransformedTiles {
+  Index channels, plane;
+  Array<Cpu<S>> numbers;
+
+  TransformedTiles(Index points, Index tiles, Index channels_)
+      : channels(channels_), plane(tiles * channels_ + 64 / Index{sizeof(S)}),
+        numbers(points * plane) {}
+  S* at(Index point, Index tile) const {
+    return numbers.data() + point * plane + tile * channels;
+  }
+};
+
+/// B^T d B of one tile of an image, whatever of it lies outside being zero.
+template <int M, class S>
+void transform_input(const Pixels<S>& image, Index line, Index column, Index channels,
+                     const TransformedTiles<S>& to, Index tile) {
+  constexpr int n = Winograd<M>::tile;
+  const S* pixel[n * n];
+  for (int i = 0; i < n * n; ++i) pixel[i] = image.at(line + i / n, column + i % n);
+  for (Index c = 0; c < channels; c += simd_width<S>)
+    with_width<S>(channels - c, [&](auto width) DEQ_INLINE {
+      Simd<S> d[n][n], u[n][n];
+      unroll<n * n>([&](auto i) DEQ_INLINE { d[i / n][i % n] = load(pixel[i] + c, width); });
+      on_both_sides(d, u, [](const auto& a, auto& b) DEQ_INLINE {
+        Winograd<M>::input(a, b);
+      });
+      S* place = to.at(0, tile) + c;
+      unroll<n * n>([&](auto i) DEQ_INLINE { store(place + i * to.plane, u[i / n][i % n], width); });
+    });
+}
+
+/// The products of all points, for tiles [first, first + n) and one panel of output channels.
+template <class S>
+void multiply_points(Index points, const TransformedTiles<S>& input, Index first, Index n,
+                     const S* panel, const TransformedTiles<S>& product) {
+  const Index depth = input.channels, width = product.channels;
+  for (Index point = 0; point < points; ++point)
+    for_each_block<S>(
+        n, static_cast<int>(width / simd_width<S>), [&](auto r, auto v, Index tile) {
+          Block<S, r, v> block;
+          const S* rows[r];
+          for (int i = 0; i < r; ++i) rows[i] = input.at(point, first + tile + i);
+          block.clear();
+          block.add_product(rows, panel + point * depth * width, depth);
+          S* to = product.at(point, tile);
+          unroll<r>([&](auto i) DEQ_INLINE {
+            unroll<v>([&](auto j) DEQ_INLINE { store(to + (i * v + j) * simd_width<S>, block.sum[i][j]); });
+          });
+        });
+}
+
+/// A^T m A of one tile and one vector of channels; what lies outside the image is dropped.
+template <int M, class S>
+void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, Index tile,
+                      int v, Index line, Index column, PanelWriter<S>& writer) {
+  constexpr int n = Winograd<M>::tile;
+  Simd<S> m[n][n], y[M][M];
+  const S* place = from.at(0, tile) + v * simd_width<S>;
+  unroll<n * n>([&](auto i) DEQ_INLINE { m[i / n][i % n] = load(place + i * from.plane); });
+  on_both_sides(m, y, [](const auto& a, auto& b) DEQ_INLINE {
+    Winograd<M>::output(a, b);
+  });
+  const Index lines = std::min<Index>(M, g.out_height() - line);
+  const Index columns = std::min<Index>(M, g.out_width() - column);
+  for (Index i = 0; i < lines; ++i)
+    for (Index j = 0; j < columns; ++j)
+      writer.write(v, (line + i) * g.out_width() + column + j, y[i][j]);
+}
+
+/// Tiles multiplied and transformed back at a time, so that the products of a panel stay in the
+/// first-level cache.
+inline constexpr Index winograd_group = 12;
+
+/// y = x * w, channels last, w packed by pack_winograd<M>.
+template <int M, class S>
+void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
+                       const Epilogue<S>& epilogue, S* y, const Pieces& pieces) {
+  constexpr int points = Winograd<M>::tile * Winograd<M>::tile;
+  const Tiles<M> tiles(g);
+  const Panels<S> panels(g.out_channels);
+  const Array<Cpu<S>> zeros(g.in_channels);
+  std::fill_n(zeros.data(), g.in_channels, S(0));
+  parallel_for(pieces.count(), [&](Index index) {
+    const auto piece = pieces[index];
+    const Index per_sample = piece.last - piece.first;
+    const Index count = (piece.last_sample - piece.first_sample) * per_sample;
+    const auto sample = [&](Index i) { return piece.first_sample + i / per_sample; };
+    const auto tile = [&](Index i) { return piece.first + i % per_sample; };
+
+    const TransformedTiles<S> input(points, count, g.in_channels);
+    for (Index i = 0; i < count; ++i) {
+      const Pixels<S> image(x + sample(i) * g.in_pixels() * g.in_channels, g.height, g.width,
+                            g.in_channels, zeros.data());
+      transform_input<M>(image, tiles.line(tile(i)) - g.padding, tiles.column(tile(i)) - g.padding,
+                         g.in_channels, input, i);
+    }
+    TransformedTiles<S> product(points, winograd_group, panels.width * simd_width<S>);
+    for (Index p = 0; p < panels.count(); ++p) {
+      const Index channel = panels.first_channel(p);
+      product.channels = panels.width_of(p) * simd_width<S>;
+      PanelWriter writer(epilogue, g.out_pixels(), g.out_channels, channel, y, piece.part);
+      const int vectors = panels.width_of(p);
+      for (Index first = 0; first < count; first += winograd_group) {
+        const Index n = std::min(winograd_group, count - first);
+        multiply_points(points, input, first, n, packed + channel * points * g.in_channels,
+                        product);
+        for (Index i = first; i < first + n; ++i) {
+          writer.select(sample(i));
+          for (int v = 0; v < vectors; ++v)
+            transform_output<M>(g, product, i - first, v, tiles.line(tile(i)),
+                                tiles.column(tile(i)), writer);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace deq::detail

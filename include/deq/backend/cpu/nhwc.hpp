@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+// The kernels of the operations on channels-last images (tape/ops/nhwc.hpp): the engine of
+// backend/cpu/conv as the tape calls it.
+#pragma once
+
+#include <deq/backend/cpu/conv/norm.hpp>
+#include <deq/backend/cpu/conv/schedule.hpp>
+#include <deq/backend/cpu/conv/weight_gradient.hpp>
+
+namespace deq {
+
+/// Numbers of a weight packed for the convolution, or for its transpose.
+template <class S>
+Index nhwc_packed_size(Cpu<S>, const Conv2dGeometry& g, bool transposed) {
+  return detail::ConvPlan<S>(g, transposed).packed_size();
+}
+template <class S>
+void nhwc_pack(Cpu<S>, const Conv2dGeometry& g, bool transposed, const S* w, S* packed) {
+  detail::ConvPlan<S>(g, transposed).pack(w, packed);
+}
+
+/// dx (+)= the transpose of the convolution applied to dy.
+template <class S>
+void nhwc_conv2d_vjp_input(Cpu<S>, const Conv2dGeometry& g, const S* packed, const S* dy, S* dx,
+                           bool accumulate) {
+  const detail::Epilogue<S> epilogue{.addend = accumulate ? dx : nullptr};
+  detail::ConvPlan<S>(g, true).run(dy, packed, epilogue, dx);
+}
+/// dw (+)= sum over the samples; dw is (out, in, kernel height, kernel width).
+template <class S>
+void nhwc_conv2d_vjp_weight(Cpu<S>, const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
+                            bool accumulate) {
+  detail::weight_gradient(g, x, dy, dw, accumulate);
+}
+
+/// u = (x * w) mask + addend, and the statistics of its groups; null pointers are steps left out.
+template <class S>
+void nhwc_conv2d_statistics(Cpu<S>, const Conv2dGeometry& g, const NormGeometry& n, S eps,
+                            const S* x, const S* packed, const S* mask, const S* addend, S* u,
+                            S* mean, S* inverse) {
+  const detail::ConvPlan<S> plan(g, false);
+  detail::MomentParts<S> moments{nullptr, g.out_channels, plan.pieces.parts()};
+  Array<Cpu<S>> numbers(g.samples * moments.parts * moments.part_size());
+  moments.data = numbers.data();
+  plan.run(x, packed, {.mask = mask, .addend = addend, .moments = moments}, u);
+  detail::group_statistics(n, eps, moments, mean, inverse);
+}
+/// The statistics of the groups of u.
+template <class S>
+void nhwc_statistics(Cpu<S>, const NormGeometry& n, S eps, const S* u, S* mean, S* inverse) {
+  detail::MomentParts<S> moments{nullptr, n.channels, detail::pixel_pieces(n).parts()};
+  Array<Cpu<S>> numbers(n.samples * moments.parts * moments.part_size());
+  moments.data = numbers.data();
+  detail::channel_moments(n, u, moments);
+  detail::group_statistics(n, eps, moments, mean, inverse);
+}
+
+template <class S>
+using NhwcNorm = detail::Normalisation<S>;
+template <class S>
+using NhwcSink = detail::CotangentSink<S>;
+
+/// y = relu((u - mean) inverse weight + bias + residual).
+template <class S>
+void nhwc_normalize(Cpu<S>, const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
+  detail::normalize(norm, u, residual, y);
+}
+template <class S>
+void nhwc_normalize_vjp_sums(Cpu<S>, const NhwcNorm<S>& norm, const S* u, const S* y,
+                             const S* cotangent, S* sums_d, S* sums_du) {
+  detail::normalize_vjp_sums(norm, u, y, cotangent, sums_d, sums_du);
+}
+template <class S>
+void nhwc_normalize_vjp(Cpu<S>, const NhwcNorm<S>& norm, const S* u, const S* y,
+                        const S* cotangent, const S* sums_d, const S* sums_du, const S* mask,
+                        NhwcSink<S> of_residual, NhwcSink<S> of_u, S* masked) {
+  detail::normalize_vjp(norm, u, y, cotangent, sums_d, sums_du, mask, of_residual, of_u, masked);
+}
+
+/// Images of `pixels` x `channels`, one a sample, those of x `x_stride` apart, to the other order
+/// of the two, those of y `y_stride` apart.
+template <class S>
+void nhwc_transpose(Cpu<S>, Index samples, Index rows, Index columns, const S* x, Index x_stride,
+                    S* y, Index y_stride, bool accumulate) {
+  parallel_for(
+      samples,
+      [=](Index n) {
+        detail::transpose_plane(rows, columns, x + n * x_stride, columns, y + n * y_stride, rows,
+                                accumulate);
+      },
+      samples * rows * columns < 32768);
+}
+
+/// What upsample_add is told: images of height x width pixels, each of which stands for a factor x
+/// factor square.
+struct NhwcUpsampling {
+  Index samples = 0, height = 0, width = 0, channels = 0, factor = 1;
+  bool relu = false;
+};
+
+namespace detail {
+/// body(place of a small pixel, place of a large pixel) for all large pixels of one small line.
+template <class Body>
+void for_each_upsampled(const NhwcUpsampling& g, Body body) {
+  parallel_for(
+      g.samples * g.height,
+      [&](Index line) {
+        for (Index x = 0; x < g.width; ++x)
+          for (Index i = 0; i < g.factor; ++i)
+            for (Index j = 0; j < g.factor; ++j) {
+              const Index small = line * g.width + x;
+              const Index large = (line * g.factor + i) * g.width * g.factor + x * g.factor + j;
+              body(small * g.channels, large * g.channels, i == 0 && j == 0);
+            }
+      },
+      g.samples * g.height * g.width * g.channels < 8192);
+}
+}  // namespace detail
+
+/// y = relu(large + small, every small pixel repeated to a square).
+template <class S>
+void nhwc_upsample_add(Cpu<S>, const NhwcUpsampling& g, const S* large, const S* small, S* y) {
+  detail::for_each_upsampled(g, [&](Index from, Index to, bool) {
+    for (Index c = 0; c < g.channels; c += detail::simd_width<S>) {
+      const Index width = g.channels - c;
+      const auto sum = detail::load(large + to + c, width) + detail::load(small + from + c, width);
+      detail::store(y + to + c, g.relu ? detail::rectified<S>(sum) : sum, width);
+    }
+  });
+}
+/// The cotangents of both, from y and its cotangent.
+template <class S>
+void nhwc_upsample_add_vjp(Cpu<S>, const NhwcUpsampling& g, const S* y, const S* cotangent,
+                           NhwcSink<S> of_large, NhwcSink<S> of_small) {
+  detail::for_each_upsampled(g, [&](Index small, Index large, bool first) {
+    for (Index c = 0; c < g.channels; c += detail::simd_width<S>) {
+      const Index width = g.channels - c;
+      const auto out = g.relu ? detail::load(y + large + c, width) : detail::Simd<S>{};
+      const auto d =
+          detail::before_relu<S>(g.relu, detail::load(cotangent + large + c, width), out);
+      if (of_large.data) of_large.put(large + c, d, width);
+      if (of_small.data)
+        NhwcSink<S>{of_small.data, of_small.accumulate || !first}.put(small + c, d, width);
+    }
+  });
+}
+
+}  // namespace deq

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+// Vectors of the machine's width, by the vector extensions of GCC and Clang: AVX-512, AVX, SSE and
+// NEON from one source, without a word of assembler.
+#pragma once
+
+#include <cstring>
+#include <utility>
+
+#include <deq/core/types.hpp>
+
+/// For functions, and for lambdas in loops: whoever holds vectors in registers must not be called.
+#define DEQ_INLINE __attribute__((always_inline))
+
+namespace deq::detail {
+
+#if defined(__AVX512F__)
+inline constexpr int simd_bytes = 64, simd_registers = 32;
+#elif defined(__AVX__)
+inline constexpr int simd_bytes = 32, simd_registers = 16;
+#elif defined(__aarch64__)
+inline constexpr int simd_bytes = 16, simd_registers = 32;
+#else
+inline constexpr int simd_bytes = 16, simd_registers = 16;
+#endif
+
+template <class S>
+struct SimdOf {
+  typedef S type __attribute__((vector_size(simd_bytes)));
+};
+/// simd_width<S> numbers that one instruction works on; has the arithmetic operators.
+template <class S>
+using Simd = typename SimdOf<S>::type;
+template <class S>
+inline constexpr Index simd_width = simd_bytes / static_cast<Index>(sizeof(S));
+
+/// Vectors that hold n numbers.
+template <class S>
+constexpr Index simd_count(Index n) {
+  return (n + simd_width<S> - 1) / simd_width<S>;
+}
+
+template <class S>
+DEQ_INLINE inline Simd<S> load(const S* from) {
+  Simd<S> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class S>
+DEQ_INLINE inline void store(S* to, const Simd<S>& v) {
+  std::memcpy(to, &v, sizeof v);
+}
+/// How many numbers of a vector are in memory; the others are 0. For all and for half of them it is
+/// a single instruction.
+struct Whole {};
+struct Half {};
+struct First {
+  Index n;
+};
+template <class S>
+DEQ_INLINE inline Simd<S> load(const S* from, Whole) {
+  return load(from);
+}
+template <class S>
+DEQ_INLINE inline void store(S* to, const Simd<S>& v, Whole) {
+  store(to, v);
+}
+template <class S>
+DEQ_INLINE inline Simd<S> load(const S* from, Half) {
+  Simd<S> v{};
+  std::memcpy(&v, from, sizeof v / 2);
+  return v;
+}
+template <class S>
+DEQ_INLINE inline void store(S* to, const Simd<S>& v, Half) {
+  std::memcpy(to, &v, sizeof v / 2);
+}
+template <class S>
+inline Simd<S> load(const S* from, First few) {
+  Simd<S> v{};
+  for (Index i = 0; i < few.n; ++i) v[i] = from[i];
+  return v;
+}
+template <class S>
+inline void store(S* to, const Simd<S>& v, First few) {
+  for (Index i = 0; i < few.n; ++i) to[i] = v[i];
+}
+/// The same, decided at run time.
+template <class S>
+DEQ_INLINE inline Simd<S> load(const S* from, Index n) {
+  if (n >= simd_width<S>) return load(from);
+  return 2 * n == simd_width<S> ? load(from, Half{}) : load(from, First{n});
+}
+template <class S>
+DEQ_INLINE inline void store(S* to, const Simd<S>& v, Index n) {
+  if (n >= simd_width<S>) return store(to, v);
+  2 * n == simd_width<S> ? store(to, v, Half{}) : store(to, v, First{n});
+}
+/// body(Whole, Half or First) for a vector of which n numbers are there, or more: for code that
+/// loads or stores often.
+template <class S, class Body>
+DEQ_INLINE inline void with_width(Index n, Body&& body) {
+  if (n >= simd_width<S>)
+    body(Whole{});
+  else if (2 * n == simd_width<S>)
+    body(Half{});
+  else
+    body(First{n});
+}
+
+template <class S>
+DEQ_INLINE inline Simd<S> broadcast(S x) {
+  return x - Simd<S>{};
+}
+
+/// body(0), body(1), ..., body(N - 1), each index a constant of its own, so that an array indexed
+/// by it lives in registers.
+template <int N, class Body>
+DEQ_INLINE inline void unroll(Body&& body) {
+  [&]<int... I>(std::integer_sequence<int, I...>) DEQ_INLINE {
+    (body(std::integral_constant<int, I>{}), ...);
+  }
+  (std::make_integer_sequence<int, N>{});
+}
+
+}  // namespace deq::detail

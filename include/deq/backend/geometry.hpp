@@ -48,6 +48,32 @@ struct NormGeometry {
   Index offset(Index sample, Index channel) const { return (sample * channels + channel) * pixels; }
 };
 
+/// A group normalisation of channels-last images that has its statistics: y = relu((u - mean)
+/// inverse weight + bias + residual). A null pointer is a step left out.
+template <class S>
+struct NhwcNorm {
+  NormGeometry geometry;
+  const S *mean, *inverse;    ///< (N, groups)
+  const S* weight = nullptr;  ///< (C)
+  const S* bias = nullptr;    ///< (C)
+  bool relu = false;
+
+  S scale(Index channel) const { return weight ? weight[channel] : S(1); }
+};
+
+/// Where a kernel that computes several cotangents puts one; null if nobody wants it.
+template <class S>
+struct NhwcSink {
+  S* data = nullptr;
+  bool accumulate = false;
+};
+
+/// Channels-last images, each pixel of which stands for a factor x factor square.
+struct NhwcUpsampling {
+  Index samples = 0, height = 0, width = 0, channels = 0, factor = 1;
+  bool relu = false;
+};
+
 /// `planes` maps of height x width small pixels, each of which stands for a factor x factor square.
 struct PoolGeometry {
   Index planes = 0, height = 0, width = 0, factor = 1;

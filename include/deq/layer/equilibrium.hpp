@@ -335,7 +335,9 @@ class Equilibrium {
     if constexpr (detail::unrolls<Policy>) solution.start_ = z0;
     solution.state_ = Shape(z0.shape().extents().subspan(1));
     solution.x_.assign(x.list.begin(), x.list.end());
-    solution.theta_.assign(theta.list.begin(), theta.list.end());
+    // Packed weights and the like serve the whole solve and its gradient.
+    solution.theta_.clear();
+    for (const Tensor<B>& p : theta.list) solution.theta_.push_back(p.frozen());
     solution.report.samples.resize(static_cast<std::size_t>(count));
     const std::size_t traces = solver.stopping.trace ? static_cast<std::size_t>(count) : 0;
     solution.report.relative_trace.resize(traces);

@@ -24,7 +24,8 @@ class TapedMap {
             std::span<const Tensor<B>> theta) {
     f_ = &f;
     state_ = state;
-    x_.assign(x.begin(), x.end());
+    x_.clear();
+    for (const Tensor<B>& xi : x) x_.push_back(xi.frozen());
     theta_.assign(theta.begin(), theta.end());
     gathered_for_.clear();
   }
@@ -122,8 +123,9 @@ class TapedMap {
       for (const Tensor<B>& x : x_) {
         Shape shape = x.shape();
         shape[0] = a.count;
-        gathered_.emplace_back(shape);
-        B::gather(a, x.batch(), gathered_.back().batch());
+        const Tensor<B> rows(shape);
+        B::gather(a, x.batch(), rows.batch());
+        gathered_.push_back(rows.frozen());
       }
       std::swap(gathered_for_, host_ids_);
     }

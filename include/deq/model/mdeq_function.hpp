@@ -37,9 +37,10 @@ class Cursor {
 ///     fuse     s_i = sum_j T_ij(b_j),  T_ij: identity, 1x1 conv + GN + upsampling, or strided 3x3
 ///     convs + GN post     z_i' = GN_half(conv1(relu(s_i)))
 ///
-/// z is (N, D). The per-sample inputs are the injections of the first branches (any number of them,
-/// zero for the others), then, in training with dropout, one mask (N, C_i, 1, 1) for every branch.
-/// The parameters are the effective ones, weight norm applied, in the order of MdeqLayout. No
+/// z is (N, D). The per-sample inputs are the injections (N, C, H, W) of the first branches (any
+/// number of them, zero for the others), then, in training with dropout, one mask (N, C_i, 1, 1)
+/// for every branch. Inside, images are channels-last, and each line above is one operation. The
+/// parameters are the effective ones, weight norm applied, in the order of MdeqLayout. No
 /// BatchNorm: samples do not influence each other, bit for bit.
 struct MdeqFunction {
   MdeqConfig config;
@@ -56,54 +57,61 @@ struct MdeqFunction {
     Index first = 0;
     for (Index i = 0; i < config.branches(); ++i) {
       const auto u = static_cast<std::size_t>(i);
-      const Index side = config.resolution(i);
-      const V zi = reshape(slice(z, 1, first, config.branch_size(i)),
-                           {z.extent(0), config.channels_of(i), side, side});
-      b.push_back(block(zi, u < injections.size() ? &injections[u] : nullptr,
+      const Index side = config.resolution(i), channels = config.channels_of(i);
+      const V zi = nhwc::from_state(z, first, side, side, channels);
+      V injection;
+      if (u < injections.size())
+        injection = nhwc::from_state(injections[u], 0, side, side, channels);
+      b.push_back(block(zi, u < injections.size() ? &injection : nullptr,
                         dropout ? &drops[u] : nullptr, p));
       first += config.branch_size(i);
     }
-    std::vector<V> s;
+    std::vector<V> s, out;
     for (Index i = 0; i < config.branches(); ++i) s.push_back(fuse(i, b, p));
-    std::vector<V> out;
-    for (const V& si : s) {
-      const V normed = group_norm(conv2d(relu(si), p.next()), config.groups / 2);
-      out.push_back(reshape(normed, {z.extent(0), normed.shape().product(1, 4)}));
-    }
-    return concat(1, std::span<const V>(out));
+    for (const V& si : s)
+      out.push_back(nhwc::conv_norm(si, p.next(), {.groups = config.groups / 2}));
+    return nhwc::to_state(out);
   }
 
  private:
+  /// relu(GN(conv(x) mask + addend) + residual), the last norm's parameters after the weight's.
   template <class V>
-  V normalise(const V& a, detail::Cursor<V>& p) const {
+  V conv_norm(const V& x, detail::Cursor<V>& p, Conv2dOptions conv, bool relu,
+              nhwc::ConvNormParts<V> parts = {}) const {
     const V& weight = p.next();
-    return group_norm(a, config.groups, weight, p.next());
+    parts.scale = &p.next();
+    parts.shift = &p.next();
+    return nhwc::conv_norm(x, weight, {.groups = config.groups, .conv = conv, .relu = relu}, parts);
   }
 
   /// The residual block of one branch; mind ReLU first, then the last norm.
   template <class V>
   V block(const V& z, const V* injection, const V* mask, detail::Cursor<V>& p) const {
-    V a = conv2d(z, p.next(), {.padding = 1});
-    a = relu(normalise(a, p));
-    a = conv2d(a, p.next(), {.padding = 1});
-    if (mask) a = a * *mask;
-    if (injection) a = a + *injection;
-    a = normalise(a, p) + z;
-    return normalise(relu(a), p);
+    constexpr Conv2dOptions same{.padding = 1};
+    V a = conv_norm(z, p, same, true);
+    a = conv_norm(a, p, same, true, {.mask = mask, .addend = injection, .residual = &z});
+    const V& weight = p.next();
+    return nhwc::group_norm(a, config.groups, weight, p.next());
   }
 
-  /// s_i, the sum over all branches j of what they send to branch i.
+  /// relu(s_i), s_i the sum over all branches j of what they send to branch i.
   template <class V>
   V fuse(Index i, const std::vector<V>& b, detail::Cursor<V>& p) const {
-    V sum;
-    for (Index j = 0; j < config.branches(); ++j) {
+    const Index last = config.branches() - 1;
+    V sum = b[static_cast<std::size_t>(i)];
+    if (last == 0) return relu(sum);
+    for (Index j = 0; j <= last; ++j) {
+      if (j == i) continue;
+      const bool rectify = j == last || (j + 1 == i && i == last);  // nothing is added any more
       V t = b[static_cast<std::size_t>(j)];
-      if (j > i) t = upsample_nearest(normalise(conv2d(t, p.next()), p), Index{1} << (j - i));
+      if (j > i)
+        sum = nhwc::upsample_add(sum, conv_norm(t, p, {}, false), Index{1} << (j - i), rectify);
       for (Index q = j; q < i; ++q) {
-        t = normalise(conv2d(t, p.next(), {.stride = 2, .padding = 1}), p);
-        if (q + 1 < i) t = relu(t);
+        const bool arrives = q + 1 == i;
+        V next = conv_norm(t, p, {.stride = 2, .padding = 1}, !arrives || rectify,
+                           {.residual = arrives ? &sum : nullptr});
+        (arrives ? sum : t) = std::move(next);
       }
-      sum = j == 0 ? t : sum + t;
     }
     return sum;
   }

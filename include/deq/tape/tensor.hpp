@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <initializer_list>
+#include <mutex>
 #include <new>
 #include <span>
 #include <utility>
@@ -19,7 +20,8 @@ namespace deq {
 ///
 /// A Tensor is a handle: a copy names the same numbers (`clone()` copies them), and the memory
 /// returns to the backend's pool with the last handle. Operations on tensors never change their
-/// operands. A tensor made by `view` does not own its memory.
+/// operands. A tensor made by `view` does not own its memory. A `frozen` handle also keeps what
+/// operations derive from its numbers, a weight packed for convolutions, say.
 template <BackendMemory B>
 class Tensor {
  public:
@@ -49,8 +51,10 @@ class Tensor {
     return t;
   }
 
-  Tensor(const Tensor& other) : shape_(other.shape_), data_(other.data_), block_(other.block_) {
+  Tensor(const Tensor& other)
+      : shape_(other.shape_), data_(other.data_), block_(other.block_), derived_(other.derived_) {
     if (block_) block_->retain();
+    if (derived_) derived_->retain();
   }
   Tensor(Tensor&& other) noexcept { swap(other); }
   Tensor& operator=(Tensor other) noexcept {
@@ -59,6 +63,7 @@ class Tensor {
   }
   ~Tensor() {
     if (block_) block_->release();
+    if (derived_) derived_->release();
   }
 
   const Shape& shape() const { return shape_; }
@@ -73,16 +78,29 @@ class Tensor {
   Tensor reshaped(const Shape& shape) const {
     require<ShapeError>(shape.size() == size(), "reshape: ", shape_, " to ", shape,
                         " changes the number of elements");
-    Tensor t = *this;
+    Tensor t = thawed();
     t.shape_ = shape;
     return t;
   }
   /// Rows [first, first + n) of the outermost dimension; no copy.
   Tensor rows(Index first, Index n) const {
-    Tensor t = *this;
+    Tensor t = thawed();
     t.data_ = data_ + first * shape_.product(1, shape_.rank());
     t.shape_[0] = n;
     return t;
+  }
+  /// A handle to the same numbers whose owner promises that they stay as they are while it or a
+  /// copy of it lives.
+  Tensor frozen() const {
+    Tensor t = thawed();
+    t.derived_ = Derived::make();
+    return t;
+  }
+  /// What `make()` computes from these numbers. On a frozen handle it is computed once for every
+  /// key; concurrent callers wait.
+  template <class Make>
+  Tensor derive(int key, Make&& make) const {
+    return derived_ ? derived_->get(key, std::forward<Make>(make)) : make();
   }
   Tensor clone() const {
     Tensor t(shape_);
@@ -129,16 +147,52 @@ class Tensor {
     std::atomic<int> count{1};
   };
 
+  /// What has been derived from frozen numbers.
+  class Derived {
+   public:
+    static Derived* make() { return new (HostPool::instance().acquire(sizeof(Derived))) Derived; }
+    void retain() { count_.fetch_add(1, std::memory_order_relaxed); }
+    void release() noexcept {
+      if (count_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+      this->~Derived();
+      HostPool::instance().release(this, sizeof(Derived));
+    }
+    template <class Make>
+    Tensor get(int key, Make&& make) {
+      const std::lock_guard lock(mutex_);
+      for (const Entry& entry : entries_)
+        if (entry.key == key) return entry.value;
+      entries_.push_back({key, make()});
+      return entries_.back().value;
+    }
+
+   private:
+    struct Entry {
+      int key;
+      Tensor value;
+    };
+    std::mutex mutex_;
+    PoolVector<Entry> entries_;
+    std::atomic<int> count_{1};
+  };
+
+  Tensor thawed() const {
+    Tensor t = *this;
+    if (t.derived_) std::exchange(t.derived_, nullptr)->release();
+    return t;
+  }
   std::size_t bytes() const { return static_cast<std::size_t>(size()) * sizeof(Scalar); }
   void swap(Tensor& other) noexcept {
     std::swap(shape_, other.shape_);
     std::swap(data_, other.data_);
     std::swap(block_, other.block_);
+    std::swap(derived_, other.derived_);
   }
 
   Shape shape_;
   Scalar* data_ = nullptr;
   Block* block_ = nullptr;
+  Derived* derived_ = nullptr;
 };
 
 }  // namespace deq

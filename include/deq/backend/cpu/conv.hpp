@@ -64,8 +64,7 @@ void conv2d_vjp_weight(Cpu<S>, const Conv2dGeometry& g, const S* x, const S* dy,
     return out;
   };
   detail::weight_gradient(g, channels_last(g.in_channels, g.in_pixels(), x).data(),
-                          channels_last(g.out_channels, g.out_pixels(), dy).data(), dw,
-                          accumulate);
+                          channels_last(g.out_channels, g.out_pixels(), dy).data(), dw, accumulate);
 }
 
 }  // namespace deq

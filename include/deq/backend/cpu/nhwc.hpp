@@ -55,11 +55,6 @@ void nhwc_statistics(Cpu<S>, const NormGeometry& n, S eps, const S* u, S* mean, 
   detail::group_statistics(n, eps, moments, mean, inverse);
 }
 
-template <class S>
-using NhwcNorm = detail::Normalisation<S>;
-template <class S>
-using NhwcSink = detail::CotangentSink<S>;
-
 /// y = relu((u - mean) inverse weight + bias + residual).
 template <class S>
 void nhwc_normalize(Cpu<S>, const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
@@ -71,9 +66,9 @@ void nhwc_normalize_vjp_sums(Cpu<S>, const NhwcNorm<S>& norm, const S* u, const 
   detail::normalize_vjp_sums(norm, u, y, cotangent, sums_d, sums_du);
 }
 template <class S>
-void nhwc_normalize_vjp(Cpu<S>, const NhwcNorm<S>& norm, const S* u, const S* y,
-                        const S* cotangent, const S* sums_d, const S* sums_du, const S* mask,
-                        NhwcSink<S> of_residual, NhwcSink<S> of_u, S* masked) {
+void nhwc_normalize_vjp(Cpu<S>, const NhwcNorm<S>& norm, const S* u, const S* y, const S* cotangent,
+                        const S* sums_d, const S* sums_du, const S* mask, NhwcSink<S> of_residual,
+                        NhwcSink<S> of_u, S* masked) {
   detail::normalize_vjp(norm, u, y, cotangent, sums_d, sums_du, mask, of_residual, of_u, masked);
 }
 
@@ -90,13 +85,6 @@ void nhwc_transpose(Cpu<S>, Index samples, Index rows, Index columns, const S* x
       },
       samples * rows * columns < 32768);
 }
-
-/// What upsample_add is told: images of height x width pixels, each of which stands for a factor x
-/// factor square.
-struct NhwcUpsampling {
-  Index samples = 0, height = 0, width = 0, channels = 0, factor = 1;
-  bool relu = false;
-};
 
 namespace detail {
 /// body(place of a small pixel, place of a large pixel) for all large pixels of one small line.
@@ -138,9 +126,9 @@ void nhwc_upsample_add_vjp(Cpu<S>, const NhwcUpsampling& g, const S* y, const S*
       const auto out = g.relu ? detail::load(y + large + c, width) : detail::Simd<S>{};
       const auto d =
           detail::before_relu<S>(g.relu, detail::load(cotangent + large + c, width), out);
-      if (of_large.data) of_large.put(large + c, d, width);
+      if (of_large.data) detail::put(of_large, large + c, d, width);
       if (of_small.data)
-        NhwcSink<S>{of_small.data, of_small.accumulate || !first}.put(small + c, d, width);
+        detail::put(NhwcSink<S>{of_small.data, of_small.accumulate || !first}, small + c, d, width);
     }
   });
 }

@@ -10,6 +10,19 @@ struct Conv2dOptions {
   Index padding = 0;  ///< lines of zeros on every side
 };
 
+/// The convolution of images (N, C, H, W) with a weight (O, C, kh, kw); throws what does not fit.
+inline Conv2dGeometry conv2d_geometry(const char* name, const Shape& x, const Shape& w,
+                                      const Conv2dOptions& o) {
+  require<ShapeError>(w.rank() == 4 && x[1] == w[1], name, ": needs x (N, C, H, W) and a weight ",
+                      "(O, C, kh, kw), got ", x, " and ", w);
+  require(o.stride >= 1 && o.padding >= 0, name, ": needs stride >= 1 and padding >= 0, got ",
+          o.stride, " and ", o.padding);
+  require<ShapeError>(
+      x[2] + 2 * o.padding >= w[2] && x[3] + 2 * o.padding >= w[3] && w[2] * w[3] > 0, name,
+      ": a kernel of shape ", w, " is larger than the padded image ", x);
+  return {x[0], x[1], x[2], x[3], w[0], w[2], w[3], o.stride, o.padding};
+}
+
 /// Two-dimensional cross-correlation.
 template <class B>
 struct Conv2d {
@@ -20,20 +33,9 @@ struct Conv2d {
 
   Tensor<B> forward(const Tensor<B>& x, const Tensor<B>& w) { return forward(x, w, Tensor<B>()); }
   Tensor<B> forward(const Tensor<B>& x, const Tensor<B>& w, const Tensor<B>& bias) {
-    require<ShapeError>(
-        x.shape().rank() == 4 && w.shape().rank() == 4 && x.extent(1) == w.extent(1),
-        "conv2d: needs x (N, C, H, W) and a weight (O, C, kh, kw), got ", x.shape(), " and ",
-        w.shape());
-    require(options.stride >= 1 && options.padding >= 0,
-            "conv2d: needs stride >= 1 and padding >= 0, got ", options.stride, " and ",
-            options.padding);
-    geometry = {x.extent(0), x.extent(1), x.extent(2),    x.extent(3),    w.extent(0),
-                w.extent(2), w.extent(3), options.stride, options.padding};
-    require<ShapeError>(geometry.height + 2 * options.padding >= geometry.kernel_height &&
-                            geometry.width + 2 * options.padding >= geometry.kernel_width &&
-                            geometry.kernel_size() > 0,
-                        "conv2d: a kernel of shape ", w.shape(),
-                        " is larger than the padded image ", x.shape());
+    require<ShapeError>(x.shape().rank() == 4, "conv2d: needs x (N, C, H, W), got ", x.shape(),
+                        " and the weight ", w.shape());
+    geometry = conv2d_geometry("conv2d", x.shape(), w.shape(), options);
     require<ShapeError>(!bias || bias.shape() == Shape{w.extent(0)},
                         "conv2d: the bias must have the shape (O) of the weight ", w.shape(),
                         ", got ", bias.shape());

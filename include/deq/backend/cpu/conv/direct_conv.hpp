@@ -75,8 +75,8 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
       const Index channel = panels.first_channel(p);
       const Index width = panels.width_of(p) * simd_width<S>;
       const S* weights = packed + channel * taps * in_channels;
-      PanelWriter writer(epilogue, print.out_height() * print.out_width(), out_channels, channel,
-                         y, piece.part);
+      PanelWriter writer(epilogue, print.out_height() * print.out_width(), out_channels, channel, y,
+                         piece.part);
       for (Index sample = piece.first_sample; sample < piece.last_sample; ++sample) {
         writer.select(sample);
         const Pixels<S> image(x + sample * print.in_height() * print.in_width() * in_channels,

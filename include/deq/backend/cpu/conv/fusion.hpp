@@ -23,35 +23,53 @@ struct MomentParts {
   S* part(Index sample, Index p) const { return data + (sample * parts + p) * part_size(); }
 };
 
+/// Sums vectors in runs, so that long sums round like short ones.
+template <class S>
+class RunSum {
+ public:
+  DEQ_INLINE void add(const Simd<S>& x) {
+    run_ += x;
+    if (++count_ % run == 0) fold();
+  }
+  Simd<S> total() const { return total_ + run_; }
+  Index count() const { return count_; }
+
+ private:
+  static constexpr Index run = 16;
+  DEQ_INLINE void fold() {
+    total_ += run_;
+    run_ = Simd<S>{};
+  }
+  Simd<S> total_{}, run_{};
+  Index count_ = 0;
+};
+
 /// Takes the moments of one vector of channels in registers. Sums are taken about the first value,
 /// so that a large mean costs no accuracy.
 template <class S>
 class MomentSums {
  public:
-  void start() { count_ = 0; }
   DEQ_INLINE void add(const Simd<S>& y) {
-    if (count_++ == 0) {
-      pivot_ = y;
-      sum_ = squares_ = Simd<S>{};
-    }
+    if (sum_.count() == 0) pivot_ = y;
     const Simd<S> d = y - pivot_;
-    sum_ += d;
-    squares_ += d * d;
+    sum_.add(d);
+    squares_.add(d * d);
   }
   /// Into a part, from `channel` on.
   void store_to(const MomentParts<S>& moments, Index sample, Index part, Index channel) const {
     S* p = moments.part(sample, part);
-    const S n = static_cast<S>(count_);
+    const S n = static_cast<S>(sum_.count());
     const Index width = moments.channels - channel;
     p[0] = n;
-    if (count_ == 0) return;
-    store(p + 1 + channel, pivot_ + sum_ / n, width);
-    store(p + 1 + moments.channels + channel, squares_ - sum_ * sum_ / n, width);
+    if (sum_.count() == 0) return;
+    const Simd<S> sum = sum_.total();
+    store(p + 1 + channel, pivot_ + sum / n, width);
+    store(p + 1 + moments.channels + channel, squares_.total() - sum * sum / n, width);
   }
 
  private:
-  Simd<S> pivot_{}, sum_{}, squares_{};
-  Index count_ = 0;
+  Simd<S> pivot_{};
+  RunSum<S> sum_, squares_;
 };
 
 /// y = (conv + bias_c) mask_nc + addend_npc on the way to memory, and its moments. A null pointer
@@ -68,10 +86,14 @@ struct Epilogue {
 template <class S>
 class PanelWriter {
  public:
-  PanelWriter(const Epilogue<S>& epilogue, Index pixels, Index channels, Index first_channel,
-              S* y, Index part)
-      : epilogue_(epilogue), sample_size_(pixels * channels), channels_(channels),
-        first_(first_channel), part_(part), y_(y) {}
+  PanelWriter(const Epilogue<S>& epilogue, Index pixels, Index channels, Index first_channel, S* y,
+              Index part)
+      : epilogue_(epilogue),
+        sample_size_(pixels * channels),
+        channels_(channels),
+        first_(first_channel),
+        part_(part),
+        y_(y) {}
   PanelWriter(const PanelWriter&) = delete;
   PanelWriter& operator=(const PanelWriter&) = delete;
   ~PanelWriter() { finish(); }
@@ -85,10 +107,9 @@ class PanelWriter {
       const Index channel = first_ + v * simd_width<S>, width = channels_ - channel;
       if (width <= 0) break;
       const Simd<S> one = broadcast(S(1));
-      mask_[v] =
-          epilogue_.mask ? load(epilogue_.mask + sample * channels_ + channel, width) : one;
+      mask_[v] = epilogue_.mask ? load(epilogue_.mask + sample * channels_ + channel, width) : one;
       bias_[v] = epilogue_.bias ? load(epilogue_.bias + channel, width) : Simd<S>{};
-      sums_[v].start();
+      sums_[v] = {};
     }
   }
   /// Vector v of the panel, at one pixel. Vectors beyond the last channel go nowhere.

@@ -21,17 +21,42 @@ constexpr int max_rows(int vectors) {
 template <class S, int R, int V>
 struct Block {
   static constexpr int rows = R, vectors = V;
+  /// Terms that are summed one after the other. Longer sums are sums of such sums, which keeps the
+  /// rounding of a sum of a thousand terms at that of a hundred.
+  static constexpr Index run = 12;
+
   Simd<S> sum[R][V];
 
   DEQ_INLINE void clear() {
-    unroll<R>([&](auto r) DEQ_INLINE { unroll<V>([&](auto v) DEQ_INLINE { sum[r][v] = Simd<S>{}; }); });
+    unroll<R>([&](auto r)
+                  DEQ_INLINE { unroll<V>([&](auto v) DEQ_INLINE { sum[r][v] = Simd<S>{}; }); });
   }
   /// sum_rv += sum_k a_r[k] b[k]_v, k < depth: the rows of A wherever they are, B one panel of
-  /// packed weights. Every sum is taken in the order of k, whatever R and V are.
+  /// packed weights. The order of summation does not depend on R and V.
   DEQ_INLINE void add_product(const S* const* a, const S* b, Index depth) {
+    for (Index k = 0; k < depth; k += run) {
+      Block part;
+      part.set_run(a, k, b + k * V * simd_width<S>, std::min(run, depth - k));
+      unroll<R>([&](auto r) DEQ_INLINE {
+        unroll<V>([&](auto v) DEQ_INLINE { sum[r][v] += part.sum[r][v]; });
+      });
+    }
+  }
+  /// The same from sum = 0.
+  DEQ_INLINE void set_product(const S* const* a, const S* b, Index depth) {
+    set_run(a, 0, b, std::min(run, depth));
+    if (depth <= run) return;
+    const S* rest[R];
+    unroll<R>([&](auto r) DEQ_INLINE { rest[r] = a[r] + run; });
+    add_product(rest, b + run * V * simd_width<S>, depth - run);
+  }
+
+ private:
+  DEQ_INLINE void set_run(const S* const* a, Index first, const S* b, Index n) {
     const S* row[R];
-    unroll<R>([&](auto r) DEQ_INLINE { row[r] = a[r]; });
-    for (Index k = 0; k < depth; ++k, b += V * simd_width<S>) {
+    unroll<R>([&](auto r) DEQ_INLINE { row[r] = a[r] + first; });
+    clear();
+    for (Index k = 0; k < n; ++k, b += V * simd_width<S>) {
       Simd<S> weights[V];
       unroll<V>([&](auto v) DEQ_INLINE { weights[v] = load(b + v * simd_width<S>); });
       unroll<R>([&](auto r) DEQ_INLINE {
@@ -51,8 +76,8 @@ void with_constant(int n, Body&& body) {
   (std::make_integer_sequence<int, Max>{});
 }
 
-/// body(R, V, first row), R and V constants, for blocks V = `vectors` wide that together have `rows`
-/// rows: as few as can be, and about equally high.
+/// body(R, V, first row), R and V constants, for blocks V = `vectors` wide that together have
+/// `rows` rows: as few as can be, and about equally high.
 template <class S, class Body>
 void for_each_block(Index rows, int vectors, Body body) {
   with_constant<max_panel>(vectors, [&](auto v) {
@@ -61,8 +86,7 @@ void for_each_block(Index rows, int vectors, Body body) {
     Index first = 0;
     for (Index i = 0; i < count; ++i) {
       const Index next = (i + 1) * rows / count;
-      with_constant<highest>(static_cast<int>(next - first),
-                             [&](auto r) { body(r, v, first); });
+      with_constant<highest>(static_cast<int>(next - first), [&](auto r) { body(r, v, first); });
       first = next;
     }
   });

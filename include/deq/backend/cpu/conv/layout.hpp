@@ -28,8 +28,8 @@ DEQ_INLINE inline void interleave_halves(Simd<S> (&v)[simd_width<S>]) {
   unroll<n>([&](auto i) DEQ_INLINE { v[i] = mixed[i]; });
 }
 
-/// y_ji (+)= x_ij of a rows x columns matrix whose rows are `x_stride` apart, those of y `y_stride`:
-/// (channels, pixels) to (pixels, channels) and back, in squares that fit in registers.
+/// y_ji (+)= x_ij of a rows x columns matrix whose rows are `x_stride` apart, those of y
+/// `y_stride`: (channels, pixels) to (pixels, channels) and back, in squares that fit in registers.
 template <class S>
 void transpose_plane(Index rows, Index columns, const S* x, Index x_stride, S* y, Index y_stride,
                      bool accumulate = false) {

@@ -90,19 +90,6 @@ void group_statistics(const NormGeometry& g, S eps, const MomentParts<S>& moment
     }
 }
 
-/// A group normalisation that has taken its statistics: y = (u - mean) inverse weight + bias, then
-/// plus the residual, then rectified. Null pointers are steps left out.
-template <class S>
-struct Normalisation {
-  NormGeometry geometry;
-  const S *mean, *inverse;   ///< (N, groups)
-  const S* weight = nullptr;  ///< (C)
-  const S* bias = nullptr;    ///< (C)
-  bool relu = false;
-
-  S scale(Index channel) const { return weight ? weight[channel] : S(1); }
-};
-
 /// What is no longer positive; NaN stays NaN, so that it is seen.
 template <class S>
 DEQ_INLINE inline Simd<S> rectified(Simd<S> y) {
@@ -111,7 +98,7 @@ DEQ_INLINE inline Simd<S> rectified(Simd<S> y) {
 }
 
 template <class S>
-void normalize(const Normalisation<S>& norm, const S* u, const S* residual, S* y) {
+void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
   const NormGeometry& g = norm.geometry;
   for_each_pixel_piece(g, [&](Index n, Index, Index first, Index last) {
     const ChannelTable<S> table(3, g.channels);
@@ -150,7 +137,7 @@ DEQ_INLINE inline Simd<S> before_relu(bool relu, const Simd<S>& cotangent, const
 /// Sums (N, C) over the pixels of each sample: of d, the cotangent before the relu, and of d (u -
 /// mean) inverse. They are the cotangents of bias and weight before the sum over samples.
 template <class S>
-void normalize_vjp_sums(const Normalisation<S>& norm, const S* u, const S* y, const S* cotangent,
+void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cotangent,
                         S* sums_d, S* sums_du) {
   const NormGeometry& g = norm.geometry;
   const Index parts = pixel_pieces(g).parts();
@@ -159,7 +146,8 @@ void normalize_vjp_sums(const Normalisation<S>& norm, const S* u, const S* y, co
     S* out = of_parts.data() + (n * parts + part) * 2 * g.channels;
     for (Index c = 0; c < g.channels; c += simd_width<S>)
       with_width<S>(g.channels - c, [&](auto width) DEQ_INLINE {
-        Simd<S> mean{}, inverse{}, sum_d{}, sum_du{};
+        Simd<S> mean{}, inverse{};
+        RunSum<S> sum_d, sum_du;
         for (Index l = 0; l < std::min(simd_width<S>, g.channels - c); ++l) {
           mean[l] = norm.mean[g.statistic(n, c + l)];
           inverse[l] = norm.inverse[g.statistic(n, c + l)];
@@ -168,11 +156,11 @@ void normalize_vjp_sums(const Normalisation<S>& norm, const S* u, const S* y, co
           const Index place = (n * g.pixels + p) * g.channels + c;
           const Simd<S> out_value = norm.relu ? load(y + place, width) : Simd<S>{};
           const Simd<S> d = before_relu<S>(norm.relu, load(cotangent + place, width), out_value);
-          sum_d += d;
-          sum_du += d * (load(u + place, width) - mean);
+          sum_d.add(d);
+          sum_du.add(d * (load(u + place, width) - mean));
         }
-        store(out + c, sum_d, width);
-        store(out + g.channels + c, sum_du * inverse, width);
+        store(out + c, sum_d.total(), width);
+        store(out + g.channels + c, sum_du.total() * inverse, width);
       });
   });
   for (Index n = 0; n < g.samples; ++n)
@@ -188,26 +176,20 @@ void normalize_vjp_sums(const Normalisation<S>& norm, const S* u, const S* y, co
     }
 }
 
-/// Where a cotangent goes; a null pointer is one that nobody wants.
 template <class S>
-struct CotangentSink {
-  S* data = nullptr;
-  bool accumulate = false;
-
-  template <class V>
-  DEQ_INLINE void put(Index place, const V& value, Index width) const {
-    store(data + place, accumulate ? load(data + place, width) + value : value, width);
-  }
-};
+DEQ_INLINE inline void put(const NhwcSink<S>& sink, Index place, const Simd<S>& value,
+                           Index width) {
+  store(sink.data + place, sink.accumulate ? load(sink.data + place, width) + value : value, width);
+}
 
 /// du = inverse (e - mean(e) - v mean(e v)), e = weight d, v = (u - mean) inverse, the means over
 /// each group, by the sums of normalize_vjp_sums. `of_residual` gets d, then `of_u`, which may be
 /// the same memory, du, and `masked` (not accumulated) du times the mask (N, C) that u was
 /// multiplied with.
 template <class S>
-void normalize_vjp(const Normalisation<S>& norm, const S* u, const S* y, const S* cotangent,
-                   const S* sums_d, const S* sums_du, const S* mask, CotangentSink<S> of_residual,
-                   CotangentSink<S> of_u, S* masked) {
+void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cotangent,
+                   const S* sums_d, const S* sums_du, const S* mask, NhwcSink<S> of_residual,
+                   NhwcSink<S> of_u, S* masked) {
   const NormGeometry& g = norm.geometry;
   const Index width = g.channels_per_statistic;
   const S count = static_cast<S>(width * g.pixels);
@@ -238,8 +220,8 @@ void normalize_vjp(const Normalisation<S>& norm, const S* u, const S* y, const S
         const Simd<S> d = before_relu<S>(norm.relu, load(cotangent + place, there), out_value);
         const Simd<S> du = d * table.at(1, c) - table.at(2, c) -
                            (load(u + place, there) - table.at(0, c)) * table.at(3, c);
-        if (of_residual.data) of_residual.put(place, d, there);
-        if (of_u.data) of_u.put(place, du, there);
+        if (of_residual.data) put(of_residual, place, d, there);
+        if (of_u.data) put(of_u, place, du, there);
         if (masked) store(masked + place, du * table.at(4, c), there);
       }
   });

@@ -83,7 +83,8 @@ void unpack_taps(Index in, Index out, Index taps, const S* packed, S* w, bool ac
   for (Index o = 0; o < out; ++o) {
     const Index panel = o / (panels.width * simd_width<S>);
     const Index width = panels.width_of(panel) * simd_width<S>;
-    const S* from = packed + panels.first_channel(panel) * taps * in + o % (panels.width * simd_width<S>);
+    const S* from =
+        packed + panels.first_channel(panel) * taps * in + o % (panels.width * simd_width<S>);
     for (Index i = 0; i < in; ++i)
       for (Index tap = 0; tap < taps; ++tap) {
         S& to = w[(o * in + i) * taps + tap];

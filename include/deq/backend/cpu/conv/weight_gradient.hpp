@@ -29,10 +29,8 @@ void add_strip(const Conv2dGeometry& g, Index tap, Index first_line, Index last_
   const Inside lines(g.height, g.out_height(), ky, g.stride, g.padding);
   const Inside columns(g.width, g.out_width(), kx, g.stride, g.padding);
   constexpr Index width = v * simd_width<S>;
-  Simd<S> acc[r][v];
-  unroll<r>([&](auto i) DEQ_INLINE {
-    unroll<v>([&](auto j) DEQ_INLINE { acc[i][j] = load(sum + i * width + j * simd_width<S>); });
-  });
+  Block<S, r, v> block;
+  block.clear();
   for (Index line = std::max(first_line, lines.first); line < std::min(last_line, lines.last);
        ++line) {
     const S* a = x + ((line * g.stride + ky - g.padding) * g.width +
@@ -45,14 +43,17 @@ void add_strip(const Conv2dGeometry& g, Index tap, Index first_line, Index last_
       cotangent[v - 1] = load(b + (v - 1) * simd_width<S>, last_width);
       unroll<r>([&](auto i) DEQ_INLINE {
         const Simd<S> pixel = broadcast(a[i]);
-        unroll<v>([&](auto j) DEQ_INLINE { acc[i][j] += pixel * cotangent[j]; });
+        unroll<v>([&](auto j) DEQ_INLINE { block.sum[i][j] += pixel * cotangent[j]; });
       });
       a += g.stride * g.in_channels;
       b += g.out_channels;
     }
   }
   unroll<r>([&](auto i) DEQ_INLINE {
-    unroll<v>([&](auto j) DEQ_INLINE { store(sum + i * width + j * simd_width<S>, acc[i][j]); });
+    unroll<v>([&](auto j) DEQ_INLINE {
+      S* to = sum + i * width + j * simd_width<S>;
+      store(to, load(to) + block.sum[i][j]);
+    });
   });
 }
 
@@ -77,19 +78,20 @@ void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bo
     const Index channel = panels.first_channel(p);
     const Index width = panels.width_of(p) * simd_width<S>;
     S* sums = packed.data() + channel * taps * g.in_channels;
-    with_width<S>(g.out_channels - channel - width + simd_width<S>, [&](auto last_width) DEQ_INLINE {
-      with_constant<max_panel>(panels.width_of(p), [&](auto v) {
-        with_constant<static_cast<int>(rows)>(static_cast<int>(last - first), [&](auto r) {
-          for (Index n = 0; n < g.samples; ++n)
-            for (Index line = 0; line < g.out_height(); line += strip)
-              for (Index tap = 0; tap < taps; ++tap)
-                add_strip(g, tap, line, std::min(g.out_height(), line + strip),
-                          x + n * g.in_pixels() * g.in_channels + first,
-                          dy + n * g.out_pixels() * g.out_channels + channel,
-                          sums + (tap * g.in_channels + first) * width, r, v, last_width);
+    with_width<S>(
+        g.out_channels - channel - width + simd_width<S>, [&](auto last_width) DEQ_INLINE {
+          with_constant<max_panel>(panels.width_of(p), [&](auto v) {
+            with_constant<static_cast<int>(rows)>(static_cast<int>(last - first), [&](auto r) {
+              for (Index n = 0; n < g.samples; ++n)
+                for (Index line = 0; line < g.out_height(); line += strip)
+                  for (Index tap = 0; tap < taps; ++tap)
+                    add_strip(g, tap, line, std::min(g.out_height(), line + strip),
+                              x + n * g.in_pixels() * g.in_channels + first,
+                              dy + n * g.out_pixels() * g.out_channels + channel,
+                              sums + (tap * g.in_channels + first) * width, r, v, last_width);
+            });
+          });
         });
-      });
-    });
   });
   unpack_taps(g.in_channels, g.out_channels, taps, packed.data(), dw, accumulate);
 }

@@ -2,6 +2,9 @@
 // Winograd's matrices.
 #pragma once
 
+#include <numbers>
+#include <type_traits>
+
 #include <deq/backend/cpu/simd.hpp>
 
 namespace deq::detail {
@@ -43,26 +46,28 @@ struct Winograd<2> {
   }
 };
 
+/// Interpolates at 0, +-a, +-b and infinity with a^2 = 1/2 and b^2 = 2, which halves the error of
+/// the usual 0, +-1, +-2: no power of a point is far from 1.
 template <>
 struct Winograd<4> {
   static constexpr int tile = 6;
 
   template <class V>
   DEQ_INLINE static void input(const V (&d)[6], V (&u)[6]) {
-    const V even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1];
-    const V far_even = d[4] - d[2], far_odd = 2 * (d[3] - d[1]);
-    u[0] = 4 * d[0] - 5 * d[2] + d[4];
+    const V even = d[4] - 2 * d[2], odd = a<V> * (d[3] - 2 * d[1]);
+    const V far_even = d[4] - d[2] / 2, far_odd = b<V> * (d[3] - d[1] / 2);
+    u[0] = d[0] - five_halves<V> * d[2] + d[4];
     u[1] = even + odd;
     u[2] = even - odd;
     u[3] = far_even + far_odd;
     u[4] = far_even - far_odd;
-    u[5] = 4 * d[1] - 5 * d[3] + d[5];
+    u[5] = d[1] - five_halves<V> * d[3] + d[5];
   }
   template <class V>
   DEQ_INLINE static void weights(const V (&g)[3], V (&u)[6]) {
-    const V even = (g[0] + g[2]) / -6, odd = g[1] / -6;
-    const V far_even = g[0] / 24 + g[2] / 6, far_odd = g[1] / 12;
-    u[0] = g[0] / 4;
+    const V even = (2 * g[0] + g[2]) / -3, odd = a<V> * g[1] * 2 / -3;
+    const V far_even = (g[0] + 2 * g[2]) / 6, far_odd = b<V> * g[1] / 6;
+    u[0] = g[0];
     u[1] = even + odd;
     u[2] = even - odd;
     u[3] = far_even + far_odd;
@@ -71,19 +76,28 @@ struct Winograd<4> {
   }
   template <class V>
   DEQ_INLINE static void output(const V (&m)[6], V (&y)[4]) {
-    const V sum = m[1] + m[2], difference = m[1] - m[2];
-    const V far_sum = m[3] + m[4], far_difference = m[3] - m[4];
+    const V sum = m[1] + m[2], difference = a<V> * (m[1] - m[2]);
+    const V far_sum = m[3] + m[4], far_difference = b<V> * (m[3] - m[4]);
     y[0] = m[0] + sum + far_sum;
-    y[1] = difference + 2 * far_difference;
-    y[2] = sum + 4 * far_sum;
-    y[3] = difference + 8 * far_difference + m[5];
+    y[1] = difference + far_difference;
+    y[2] = sum / 2 + 2 * far_sum;
+    y[3] = difference / 2 + 2 * far_difference + m[5];
   }
+
+ private:
+  template <class V>
+  using Scalar = std::remove_cvref_t<decltype(std::declval<V&>()[0])>;
+  template <class V>
+  static constexpr Scalar<V> a = std::numbers::sqrt2_v<Scalar<V>> / 2;
+  template <class V>
+  static constexpr Scalar<V> b = std::numbers::sqrt2_v<Scalar<V>>;
+  template <class V>
+  static constexpr Scalar<V> five_halves = 2.5;
 };
 
 /// `to` = T `from` T^T, T being given as a function on columns of n numbers with m results.
 template <int N, int M, class V, class Transform>
-DEQ_INLINE inline void on_both_sides(const V (&from)[N][N], V (&to)[M][M],
-                                                 Transform transform) {
+DEQ_INLINE inline void on_both_sides(const V (&from)[N][N], V (&to)[M][M], Transform transform) {
   V half[N][M];
   unroll<N>([&](auto i) DEQ_INLINE { transform(from[i], half[i]); });
   unroll<M>([&](auto j) DEQ_INLINE {

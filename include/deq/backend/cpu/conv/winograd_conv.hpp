@@ -20,19 +20,18 @@ struct Tiles {
   Index column(Index tile) const { return tile % columns * M; }
 };
 
-/// (points, tiles, channels), a cache line apart beyond that: planes at a distance of a power of two
-/// would compete for the same lines of the cache.
+/// (points, tiles, channels), a cache line apart beyond that: planes at a distance of a power of
+/// two would compete for the same lines of the cache.
 template <class S>
 struct TransformedTiles {
   Index channels, plane;
   Array<Cpu<S>> numbers;
 
   TransformedTiles(Index points, Index tiles, Index channels_)
-      : channels(channels_), plane(tiles * channels_ + 64 / Index{sizeof(S)}),
+      : channels(channels_),
+        plane(tiles * channels_ + 64 / Index{sizeof(S)}),
         numbers(points * plane) {}
-  S* at(Index point, Index tile) const {
-    return numbers.data() + point * plane + tile * channels;
-  }
+  S* at(Index point, Index tile) const { return numbers.data() + point * plane + tile * channels; }
 };
 
 /// B^T d B of one tile of an image, whatever of it lies outside being zero.
@@ -46,11 +45,10 @@ void transform_input(const Pixels<S>& image, Index line, Index column, Index cha
     with_width<S>(channels - c, [&](auto width) DEQ_INLINE {
       Simd<S> d[n][n], u[n][n];
       unroll<n * n>([&](auto i) DEQ_INLINE { d[i / n][i % n] = load(pixel[i] + c, width); });
-      on_both_sides(d, u, [](const auto& a, auto& b) DEQ_INLINE {
-        Winograd<M>::input(a, b);
-      });
+      on_both_sides(d, u, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::input(a, b); });
       S* place = to.at(0, tile) + c;
-      unroll<n * n>([&](auto i) DEQ_INLINE { store(place + i * to.plane, u[i / n][i % n], width); });
+      unroll<n * n>([&](auto i)
+                        DEQ_INLINE { store(place + i * to.plane, u[i / n][i % n], width); });
     });
 }
 
@@ -60,31 +58,28 @@ void multiply_points(Index points, const TransformedTiles<S>& input, Index first
                      const S* panel, const TransformedTiles<S>& product) {
   const Index depth = input.channels, width = product.channels;
   for (Index point = 0; point < points; ++point)
-    for_each_block<S>(
-        n, static_cast<int>(width / simd_width<S>), [&](auto r, auto v, Index tile) {
-          Block<S, r, v> block;
-          const S* rows[r];
-          for (int i = 0; i < r; ++i) rows[i] = input.at(point, first + tile + i);
-          block.clear();
-          block.add_product(rows, panel + point * depth * width, depth);
-          S* to = product.at(point, tile);
-          unroll<r>([&](auto i) DEQ_INLINE {
-            unroll<v>([&](auto j) DEQ_INLINE { store(to + (i * v + j) * simd_width<S>, block.sum[i][j]); });
-          });
-        });
+    for_each_block<S>(n, static_cast<int>(width / simd_width<S>), [&](auto r, auto v, Index tile) {
+      Block<S, r, v> block;
+      const S* rows[r];
+      for (int i = 0; i < r; ++i) rows[i] = input.at(point, first + tile + i);
+      block.set_product(rows, panel + point * depth * width, depth);
+      S* to = product.at(point, tile);
+      unroll<r>([&](auto i) DEQ_INLINE {
+        unroll<v>([&](auto j)
+                      DEQ_INLINE { store(to + (i * v + j) * simd_width<S>, block.sum[i][j]); });
+      });
+    });
 }
 
 /// A^T m A of one tile and one vector of channels; what lies outside the image is dropped.
 template <int M, class S>
-void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, Index tile,
-                      int v, Index line, Index column, PanelWriter<S>& writer) {
+void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, Index tile, int v,
+                      Index line, Index column, PanelWriter<S>& writer) {
   constexpr int n = Winograd<M>::tile;
   Simd<S> m[n][n], y[M][M];
   const S* place = from.at(0, tile) + v * simd_width<S>;
   unroll<n * n>([&](auto i) DEQ_INLINE { m[i / n][i % n] = load(place + i * from.plane); });
-  on_both_sides(m, y, [](const auto& a, auto& b) DEQ_INLINE {
-    Winograd<M>::output(a, b);
-  });
+  on_both_sides(m, y, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::output(a, b); });
   const Index lines = std::min<Index>(M, g.out_height() - line);
   const Index columns = std::min<Index>(M, g.out_width() - column);
   for (Index i = 0; i < lines; ++i)

@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: MIT
+// Operations on channels-last images (N, H, W, C), in which the channels of a pixel are neighbours.
+// They are what MDEQ's f is made of: each is one or two passes over its images, where the
+// operations on NCHW images that it stands for are four to six.
+#pragma once
+
+#include <array>
+#include <ranges>
+#include <span>
+
+#include <deq/tape/ops/conv.hpp>
+#include <deq/tape/ops/norm.hpp>
+
+namespace deq::nhwc {
+
+namespace detail {
+
+inline void require_images(const char* name, const Shape& x) {
+  require<ShapeError>(x.rank() == 4, name, ": needs images (N, H, W, C), got ", x);
+}
+inline NormGeometry norm_geometry(const char* name, const Shape& x, Index groups) {
+  require<ShapeError>(groups >= 1 && x[3] % groups == 0, name, ": the ", x[3], " channels of ", x,
+                      " are not divided by ", groups, " groups");
+  return {x[0], x[3], x[1] * x[2], x[3] / groups};
+}
+inline void require_channels(const char* name, const char* what, const Shape& x,
+                             const Shape& parameter) {
+  require<ShapeError>(parameter == Shape{x[3]}, name, ": ", what,
+                      " needs one number for each of the ", x[3], " channels of ", x,
+                      ", got shape ", parameter);
+}
+
+/// Where a gradient goes, for the kernels that write several at once.
+template <class B>
+NhwcSink<typename B::Scalar> sink(const Sink<B>& grad) {
+  if (!grad) return {};
+  const auto [data, accumulate] = grad.target();
+  return {data, accumulate};
+}
+
+/// A group normalisation that has been applied to u, and the way back from its output y.
+template <class B>
+struct AppliedNorm {
+  using S = typename B::Scalar;
+  NormGeometry geometry{};
+  bool relu = false;
+  Tensor<B> mean{}, inverse{};  ///< (N, groups)
+
+  NhwcNorm<S> with(const Tensor<B>& weight, const Tensor<B>& bias) const {
+    return {geometry, mean.data(), inverse.data(), weight.data(), bias.data(), relu};
+  }
+  /// The sinks of weight and bias may be null; so may that of u, for which `masked` stands.
+  void vjp(const Tensor<B>& u, const Tensor<B>& weight, const Tensor<B>& bias, const Tensor<B>& y,
+           const Tensor<B>& cotangent, const Tensor<B>& mask, const Sink<B>& of_weight,
+           const Sink<B>& of_bias, const Sink<B>& of_residual, const Sink<B>& of_u,
+           const Tensor<B>& masked) const {
+    const auto norm = with(weight, bias);
+    const Shape by_channel{geometry.samples, geometry.channels};
+    const Tensor<B> sums_d(by_channel), sums_du(by_channel);
+    nhwc_normalize_vjp_sums(B{}, norm, u.data(), y.data(), cotangent.data(), sums_d.data(),
+                            sums_du.data());
+    const auto over_samples = [&](const Sink<B>& grad, const Tensor<B>& sums) {
+      if (!grad) return;
+      const auto [out, accumulate] = grad.target();
+      broadcast_sum(
+          B{}, LoopNest<2>(by_channel, {Shape{geometry.channels}, by_channel}),
+          [](S v) { return v; }, out, accumulate, sums.data());
+    };
+    over_samples(of_weight, sums_du);
+    over_samples(of_bias, sums_d);
+    if (!of_residual && !of_u && !masked) return;
+    const auto residual = sink(of_residual);
+    nhwc_normalize_vjp(B{}, norm, u.data(), y.data(), cotangent.data(), sums_d.data(),
+                       sums_du.data(), mask.data(), residual, sink(of_u), masked.data());
+  }
+};
+
+}  // namespace detail
+
+// --- Layout
+// ---------------------------------------------------------------------------------------
+
+/// A part of each sample as an image.
+template <class B>
+struct FromState {
+  static constexpr bool saves_inputs = false, saves_output = false;
+  Index first, height, width, channels;
+
+  Index size() const { return height * width * channels; }
+  Tensor<B> forward(const Tensor<B>& z) const {
+    const auto [data, dim, count] = z.batch();
+    require<ShapeError>(z.shape().rank() >= 2 && first >= 0 && first + size() <= dim,
+                        "nhwc::from_state: no ", channels, " maps of ", height, " x ", width,
+                        " from ", first, " on in samples of shape ", z.shape());
+    return z.derive(static_cast<int>(first), [&, from = data, step = dim, samples = count] {
+      Tensor<B> y({samples, height, width, channels});
+      nhwc_transpose(B{}, samples, channels, height * width, from + first, step, y.data(), size(),
+                     false);
+      return y;
+    });
+  }
+  void vjp(const Reverse<B>& r) const {
+    if (!r.grad[0]) return;
+    const auto [out, accumulate] = r.grad[0].target();
+    const Shape& z = r.grad[0].shape();
+    const Index dim = z.product(1, z.rank());
+    if (!accumulate && size() < dim) B::fill(out, z.size(), 0);
+    nhwc_transpose(B{}, z[0], height * width, channels, r.cotangent.data(), size(), out + first,
+                   dim, accumulate);
+  }
+};
+
+/// The C H W numbers of each sample of z (N, D), or of any (N, ...), from `first` on, which are
+/// maps (C, H, W), as an image (N, H, W, C). Of a frozen z it is made once.
+template <TensorLike Z>
+auto from_state(const Z& z, Index first, Index height, Index width, Index channels) {
+  return record(FromState<typename Z::Backend>{first, height, width, channels}, z);
+}
+
+/// Images as a state.
+template <class B>
+struct ToState {
+  static constexpr bool saves_inputs = false, saves_output = false;
+  PoolVector<Shape> shapes{};
+
+  static Index size(const Shape& image) { return image.product(1, 4); }
+  Tensor<B> forward(std::span<const Tensor<B>> xs) {
+    require<ShapeError>(!xs.empty(), "nhwc::to_state: needs at least one image");
+    Index dim = 0;
+    for (const Tensor<B>& x : xs) {
+      detail::require_images("nhwc::to_state", x.shape());
+      require<ShapeError>(x.extent(0) == xs[0].extent(0), "nhwc::to_state: ", x.shape(),
+                          " holds other samples than ", xs[0].shape());
+      shapes.push_back(x.shape());
+      dim += size(x.shape());
+    }
+    Tensor<B> z({xs[0].extent(0), dim});
+    Index first = 0;
+    for (const Tensor<B>& x : xs) {
+      nhwc_transpose(B{}, x.extent(0), x.extent(1) * x.extent(2), x.extent(3), x.data(),
+                     size(x.shape()), z.data() + first, dim, false);
+      first += size(x.shape());
+    }
+    return z;
+  }
+  void vjp(const Reverse<B>& r) const {
+    Index first = 0;
+    for (std::size_t i = 0; i < r.grad.size(); ++i) {
+      const Shape& x = shapes[i];
+      if (r.grad[i]) {
+        const auto [out, accumulate] = r.grad[i].target();
+        nhwc_transpose(B{}, x[0], x[3], x[1] * x[2], r.cotangent.data() + first,
+                       r.cotangent.extent(1), out, size(x), accumulate);
+      }
+      first += size(x);
+    }
+  }
+};
+
+/// The inverse of from_state: images (N, H, W, C), one or more, as one state (N, D), the maps (C,
+/// H, W) of each one after the other.
+template <std::ranges::contiguous_range List>
+  requires TensorLike<std::ranges::range_value_t<List>>
+auto to_state(const List& list) {
+  using X = std::ranges::range_value_t<List>;
+  return record_list(ToState<typename X::Backend>{}, std::span<const X>(list));
+}
+
+// --- Normalisation
+// --------------------------------------------------------------------------------
+
+/// Group normalisation of images.
+template <class B>
+struct GroupNorm {
+  using S = typename B::Scalar;
+  static constexpr bool saves_inputs = true, saves_output = false;
+  Index groups;
+  S eps;
+  detail::AppliedNorm<B> norm{};
+
+  Tensor<B> forward(const Tensor<B>& u) { return forward(u, {}, {}); }
+  Tensor<B> forward(const Tensor<B>& u, const Tensor<B>& weight, const Tensor<B>& bias) {
+    detail::require_images("nhwc::group_norm", u.shape());
+    norm.geometry = detail::norm_geometry("nhwc::group_norm", u.shape(), groups);
+    if (weight)
+      detail::require_channels("nhwc::group_norm", "the weight", u.shape(), weight.shape());
+    if (bias) detail::require_channels("nhwc::group_norm", "the bias", u.shape(), bias.shape());
+    norm.mean = Tensor<B>({u.extent(0), groups});
+    norm.inverse = Tensor<B>({u.extent(0), groups});
+    nhwc_statistics(B{}, norm.geometry, eps, u.data(), norm.mean.data(), norm.inverse.data());
+    Tensor<B> y(u.shape());
+    nhwc_normalize(B{}, norm.with(weight, bias), u.data(), static_cast<const S*>(nullptr),
+                   y.data());
+    return y;
+  }
+  void vjp(const Reverse<B>& r) const {
+    const bool affine = r.input.size() > 1;
+    const Tensor<B> none;
+    norm.vjp(r.input[0], affine ? r.input[1] : none, affine ? r.input[2] : none, none, r.cotangent,
+             none, affine ? r.grad[1] : Sink<B>(), affine ? r.grad[2] : Sink<B>(), {}, r.grad[0],
+             none);
+  }
+};
+
+/// deq::group_norm for images (N, H, W, C).
+template <TensorLike X>
+auto group_norm(const X& u, Index groups,
+                deq::detail::ScalarOf<X> eps = deq::detail::ScalarOf<X>(1e-5)) {
+  return record(GroupNorm<typename X::Backend>{groups, eps}, u);
+}
+/// The same times weight (C) plus bias (C).
+template <TensorLike X, TensorLike W, TensorLike V>
+auto group_norm(const X& u, Index groups, const W& weight, const V& bias,
+                deq::detail::ScalarOf<X> eps = deq::detail::ScalarOf<X>(1e-5)) {
+  return record(GroupNorm<typename X::Backend>{groups, eps}, u, weight, bias);
+}
+
+// --- Convolution with all that follows it
+// ---------------------------------------------------------
+
+struct ConvNormOptions {
+  Index groups = 1;
+  Conv2dOptions conv = {};
+  bool relu = false;
+  double eps = 1e-5;
+};
+/// What a conv_norm may have beside its image and its weight; null is left out.
+template <class V>
+struct ConvNormParts {
+  const V* scale = nullptr;     ///< (O), of the normalisation
+  const V* shift = nullptr;     ///< (O), of the normalisation
+  const V* mask = nullptr;      ///< (N, O, 1, 1), a constant: it has no gradient
+  const V* addend = nullptr;    ///< of the shape of the output
+  const V* residual = nullptr;  ///< of the shape of the output
+};
+
+/// A convolution, its normalisation and what belongs to them.
+template <class B>
+struct ConvNorm {
+  using S = typename B::Scalar;
+  static constexpr bool saves_inputs = true, saves_output = true;
+  static constexpr std::size_t x = 0, w = 1, scale = 2, shift = 3, mask = 4, addend = 5,
+                               residual = 6, all = 7;
+
+  ConvNormOptions options;
+  /// Where each operand is in the list of inputs; -1 for one that is left out.
+  std::array<int, all> place{};
+  Conv2dGeometry geometry{};
+  detail::AppliedNorm<B> norm{};
+  Tensor<B> u{};  ///< what is normalised
+
+  Tensor<B> forward(std::span<const Tensor<B>> in) {
+    check(in);
+    norm.relu = options.relu;
+    norm.mean = Tensor<B>({u.extent(0), options.groups});
+    norm.inverse = Tensor<B>({u.extent(0), options.groups});
+    nhwc_conv2d_statistics(B{}, geometry, norm.geometry, static_cast<S>(options.eps), in[x].data(),
+                           packed(in, false).data(), operand(in, mask).data(),
+                           operand(in, addend).data(), u.data(), norm.mean.data(),
+                           norm.inverse.data());
+    Tensor<B> y(u.shape());
+    nhwc_normalize(B{}, norm.with(operand(in, scale), operand(in, shift)), u.data(),
+                   static_cast<const S*>(operand(in, residual).data()), y.data());
+    return y;
+  }
+  void vjp(const Reverse<B>& r) const {
+    const auto grad = [&](std::size_t k) {
+      return place[k] < 0 ? Sink<B>() : r.grad[static_cast<std::size_t>(place[k])];
+    };
+    require(!grad(mask), "nhwc::conv_norm: the mask is a constant and has no gradient");
+    const Tensor<B> of_conv = grad(x) || grad(w) ? Tensor<B>(u.shape()) : Tensor<B>();
+    norm.vjp(u, operand(r.input, scale), operand(r.input, shift), r.output, r.cotangent,
+             operand(r.input, mask), grad(scale), grad(shift), grad(residual), grad(addend),
+             of_conv);
+    if (grad(x)) {
+      const auto [out, accumulate] = grad(x).target();
+      nhwc_conv2d_vjp_input(B{}, geometry, packed(r.input, true).data(), of_conv.data(), out,
+                            accumulate);
+    }
+    if (grad(w)) {
+      const auto [out, accumulate] = grad(w).target();
+      nhwc_conv2d_vjp_weight(B{}, geometry, r.input[x].data(), of_conv.data(), out, accumulate);
+    }
+  }
+
+ private:
+  Tensor<B> operand(std::span<const Tensor<B>> in, std::size_t k) const {
+    return place[k] < 0 ? Tensor<B>() : in[static_cast<std::size_t>(place[k])];
+  }
+  /// The weight as the kernels want it; made once for a weight that stays as it is. The plan of a
+  /// convolution depends on the size of the image, so that is part of the key.
+  Tensor<B> packed(std::span<const Tensor<B>> in, bool transposed) const {
+    const Index key = (geometry.height * 65536 + geometry.width) * 2 + (transposed ? 1 : 0);
+    return in[w].derive(static_cast<int>(key), [&] {
+      Tensor<B> p({nhwc_packed_size(B{}, geometry, transposed)});
+      nhwc_pack(B{}, geometry, transposed, in[w].data(), p.data());
+      return p;
+    });
+  }
+  void check(std::span<const Tensor<B>> in) {
+    const char* name = "nhwc::conv_norm";
+    const Shape &image = in[x].shape(), &weight = in[w].shape();
+    detail::require_images(name, image);
+    geometry =
+        conv2d_geometry(name, {image[0], image[3], image[1], image[2]}, weight, options.conv);
+    const Shape out{image[0], geometry.out_height(), geometry.out_width(), weight[0]};
+    norm.geometry = detail::norm_geometry(name, out, options.groups);
+    for (const std::size_t k : {scale, shift})
+      if (place[k] >= 0)
+        detail::require_channels(name, "the normalisation", out, operand(in, k).shape());
+    for (const std::size_t k : {addend, residual})
+      require<ShapeError>(place[k] < 0 || operand(in, k).shape() == out, name, ": ",
+                          operand(in, k).shape(), " does not fit the output ", out);
+    require<ShapeError>(place[mask] < 0 || operand(in, mask).shape() == Shape{out[0], out[3], 1, 1},
+                        name, ": the mask must be (N, O, 1, 1), got ", operand(in, mask).shape());
+    u = Tensor<B>(out);
+  }
+};
+
+/// y = relu(GN((x * w) mask + addend) scale + shift + residual), every part but the convolution and
+/// the normalisation GN (group_norm) optional. x (N, H, W, C), w (O, C, kh, kw); y (N, H', W', O)
+/// as in deq::conv2d. The statistics are taken while the convolution writes; the rest is one more
+/// pass. Throws ShapeError. The bits of a sample do not depend on the others. A frozen w is packed
+/// once.
+template <TensorLike V>
+V conv_norm(const V& x, const V& w, const ConvNormOptions& options,
+            const ConvNormParts<V>& parts = {}) {
+  using Op = ConvNorm<typename V::Backend>;
+  Op op{options};
+  std::array<V, Op::all> list{x, w};
+  op.place = {0, 1, -1, -1, -1, -1, -1};
+  std::size_t n = 2;
+  const std::array<const V*, 5> optional{parts.scale, parts.shift, parts.mask, parts.addend,
+                                         parts.residual};
+  for (std::size_t k = 0; k < optional.size(); ++k)
+    if (optional[k]) {
+      op.place[Op::scale + k] = static_cast<int>(n);
+      list[n++] = *optional[k];
+    }
+  return record_list(std::move(op), std::span<const V>(list.data(), n));
+}
+
+// --- Resolution
+// -----------------------------------------------------------------------------------
+
+/// An image plus an enlarged one.
+template <class B>
+struct UpsampleAdd {
+  using S = typename B::Scalar;
+  static constexpr bool saves_inputs = false, saves_output = true;
+  Index factor;
+  bool relu;
+  NhwcUpsampling geometry{};
+
+  Tensor<B> forward(const Tensor<B>& large, const Tensor<B>& small) {
+    require(factor >= 1, "nhwc::upsample_add: the factor must be >= 1, got ", factor);
+    detail::require_images("nhwc::upsample_add", small.shape());
+    const Shape &s = small.shape(), enlarged{s[0], s[1] * factor, s[2] * factor, s[3]};
+    require<ShapeError>(large.shape() == enlarged, "nhwc::upsample_add: ", s, " enlarged ", factor,
+                        " times does not fit ", large.shape());
+    geometry = {s[0], s[1], s[2], s[3], factor, relu};
+    Tensor<B> y(large.shape());
+    nhwc_upsample_add(B{}, geometry, large.data(), small.data(), y.data());
+    return y;
+  }
+  void vjp(const Reverse<B>& r) const {
+    const auto of_large = detail::sink(r.grad[0]);
+    nhwc_upsample_add_vjp(B{}, geometry, r.output.data(), r.cotangent.data(), of_large,
+                          detail::sink(r.grad[1]));
+  }
+};
+
+/// large + small, every pixel of `small` repeated to a square of factor x factor; rectified if
+/// `relu`. Both are images (N, H, W, C). Throws ShapeError.
+template <TensorLike X, TensorLike Y>
+auto upsample_add(const X& large, const Y& small, Index factor, bool relu = false) {
+  return record(UpsampleAdd<typename X::Backend>{factor, relu}, large, small);
+}
+
+}  // namespace deq::nhwc

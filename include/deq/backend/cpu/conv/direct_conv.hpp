@@ -56,7 +56,8 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
                      S* y, const Pieces& pieces) {
   const Footprint print(g, transposed);
   const Panels<S> panels(out_channels);
-  const Index taps = g.kernel_size();
+  const Index taps = g.kernel_size(), out_width = print.out_width();
+  const Index in_height = print.in_height(), in_width = print.in_width();
   const Array<Cpu<S>> zeros(in_channels);
   std::fill_n(zeros.data(), in_channels, S(0));
   struct Place {
@@ -71,16 +72,13 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
     for (Index i = 0; i < count; ++i)
       places.data()[i] = {print.line(c, first + i), print.column(c, first + i)};
 
-    for (Index p = 0; p < panels.count(); ++p) {
-      const Index channel = panels.first_channel(p);
+    const auto convolve_panel = [&](Index p, auto& writer) {
+      const S* weights = packed + panels.first_channel(p) * taps * in_channels;
       const Index width = panels.width_of(p) * simd_width<S>;
-      const S* weights = packed + channel * taps * in_channels;
-      PanelWriter writer(epilogue, print.out_height() * print.out_width(), out_channels, channel, y,
-                         piece.part);
       for (Index sample = piece.first_sample; sample < piece.last_sample; ++sample) {
         writer.select(sample);
-        const Pixels<S> image(x + sample * print.in_height() * print.in_width() * in_channels,
-                              print.in_height(), print.in_width(), in_channels, zeros.data());
+        const Pixels<S> image(x + sample * in_height * in_width * in_channels, in_height, in_width,
+                              in_channels, zeros.data());
         for_each_block<S>(count, panels.width_of(p), [&](auto r, auto v, Index start) {
           const Place* place = places.data() + start;
           Block<S, r, v> block;
@@ -93,13 +91,22 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
                                 print.source(place[i].column, tap % g.kernel_width));
             block.add_product(row, weights + tap * in_channels * width, in_channels);
           }
-          unroll<r>([&](auto i) DEQ_INLINE {
-            const Index pixel = place[i].line * print.out_width() + place[i].column;
-            unroll<v>([&](auto j) DEQ_INLINE { writer.write(j, pixel, block.sum[i][j]); });
+          unroll<v>([&](auto j) DEQ_INLINE {
+            writer.write(j, [&](auto&& put) DEQ_INLINE {
+              unroll<r>([&](auto i) DEQ_INLINE {
+                put(place[i].line * out_width + place[i].column, block.sum[i][j]);
+              });
+            });
           });
         });
       }
-    }
+    };
+    with_writer(epilogue, print.out_height() * out_width, out_channels, y, [&](auto make_writer) {
+      for (Index p = 0; p < panels.count(); ++p) {
+        auto writer = make_writer(panels.first_channel(p), piece.part);
+        convolve_panel(p, writer);
+      }
+    });
   });
 }
 

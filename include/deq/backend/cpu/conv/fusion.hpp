@@ -2,6 +2,8 @@
 // What happens to an output on its way from the registers to memory.
 #pragma once
 
+#include <type_traits>
+
 #include <deq/backend/cpu/conv/kernel.hpp>
 #include <deq/backend/cpu/conv/layout.hpp>
 
@@ -23,54 +25,58 @@ struct MomentParts {
   S* part(Index sample, Index p) const { return data + (sample * parts + p) * part_size(); }
 };
 
-/// Sums vectors in runs, so that long sums round like short ones.
+/// The moments of a vector of channels over a few pixels, in registers. Sums are taken about the
+/// first value, so that a large mean costs no accuracy.
 template <class S>
-class RunSum {
+class MomentRun {
  public:
-  DEQ_INLINE void add(const Simd<S>& x) {
-    run_ += x;
-    if (++count_ % run == 0) fold();
+  DEQ_INLINE void add(const Simd<S>& y) {
+    if (count_ == 0) pivot_ = y;
+    const Simd<S> d = y - pivot_;
+    sum_ += d;
+    squares_ += d * d;
+    ++count_;
   }
-  Simd<S> total() const { return total_ + run_; }
-  Index count() const { return count_; }
 
  private:
-  static constexpr Index run = 16;
-  DEQ_INLINE void fold() {
-    total_ += run_;
-    run_ = Simd<S>{};
-  }
-  Simd<S> total_{}, run_{};
+  template <class>
+  friend class Moments;
+  Simd<S> pivot_{}, sum_{}, squares_{};
   Index count_ = 0;
 };
 
-/// Takes the moments of one vector of channels in registers. Sums are taken about the first value,
-/// so that a large mean costs no accuracy.
+/// The moments of a vector of channels, put together from runs (Chan, Golub and LeVeque, 1979).
 template <class S>
-class MomentSums {
+class Moments {
  public:
-  DEQ_INLINE void add(const Simd<S>& y) {
-    if (sum_.count() == 0) pivot_ = y;
-    const Simd<S> d = y - pivot_;
-    sum_.add(d);
-    squares_.add(d * d);
+  DEQ_INLINE void add(const MomentRun<S>& run) {
+    if (run.count_ == 0) return;
+    const S n = static_cast<S>(run.count_), total = count_ + n;
+    const Simd<S> offset = run.sum_ / n;
+    const Simd<S> distance = run.pivot_ + offset - mean_;
+    mean_ += distance * (n / total);
+    squares_ += run.squares_ - offset * run.sum_ + distance * distance * (count_ * n / total);
+    count_ = total;
   }
   /// Into a part, from `channel` on.
   void store_to(const MomentParts<S>& moments, Index sample, Index part, Index channel) const {
     S* p = moments.part(sample, part);
-    const S n = static_cast<S>(sum_.count());
-    const Index width = moments.channels - channel;
-    p[0] = n;
-    if (sum_.count() == 0) return;
-    const Simd<S> sum = sum_.total();
-    store(p + 1 + channel, pivot_ + sum / n, width);
-    store(p + 1 + moments.channels + channel, squares_.total() - sum * sum / n, width);
+    p[0] = count_;
+    store(p + 1 + channel, mean_, moments.channels - channel);
+    store(p + 1 + moments.channels + channel, squares_, moments.channels - channel);
   }
 
  private:
-  Simd<S> pivot_{};
-  RunSum<S> sum_, squares_;
+  Simd<S> mean_{}, squares_{};
+  S count_ = 0;
 };
+
+/// body(first, last) for [first, last) in runs of a length at which plain sums still round well.
+template <class Body>
+DEQ_INLINE inline void for_each_run(Index first, Index last, Body&& body) {
+  constexpr Index run = 16;
+  for (; first < last; first += run) body(first, std::min(last, first + run));
+}
 
 /// y = (conv + bias_c) mask_nc + addend_npc on the way to memory, and its moments. A null pointer
 /// is a step left out.
@@ -82,8 +88,11 @@ struct Epilogue {
   MomentParts<S> moments = {};
 };
 
-/// Writes one panel of channels of one part, a sample after the other.
-template <class S>
+/// Writes one panel of channels of one part, a sample after the other. What is known of the
+/// epilogue at compile time keeps branches out of the stores:
+///   fused     there is a bias, a mask or an addend, or a vector reaches beyond the last channel
+///   moments   are taken
+template <class S, bool fused, bool moments>
 class PanelWriter {
  public:
   PanelWriter(const Epilogue<S>& epilogue, Index pixels, Index channels, Index first_channel, S* y,
@@ -106,25 +115,42 @@ class PanelWriter {
     for (int v = 0; v < max_panel; ++v) {
       const Index channel = first_ + v * simd_width<S>, width = channels_ - channel;
       if (width <= 0) break;
-      const Simd<S> one = broadcast(S(1));
-      mask_[v] = epilogue_.mask ? load(epilogue_.mask + sample * channels_ + channel, width) : one;
+      mask_[v] = epilogue_.mask ? load(epilogue_.mask + sample * channels_ + channel, width)
+                                : broadcast(S(1));
       bias_[v] = epilogue_.bias ? load(epilogue_.bias + channel, width) : Simd<S>{};
       sums_[v] = {};
     }
   }
-  /// Vector v of the panel, at one pixel. Vectors beyond the last channel go nowhere.
-  DEQ_INLINE void write(int v, Index pixel, Simd<S> y) {
+
+  /// Writes vector v of the panel at some pixels: produce(put) calls put(pixel, value) for each.
+  template <class Produce>
+  DEQ_INLINE void write(int v, Produce&& produce) {
     const Index channel = first_ + v * simd_width<S>, width = channels_ - channel;
-    const Index place = sample_ * sample_size_ + pixel * channels_ + channel;
-    if (epilogue_.bias || epilogue_.mask) y = (y + bias_[v]) * mask_[v];
-    if (epilogue_.addend) y += load(epilogue_.addend + place, width);
-    store(y_ + place, y, width);
-    if (epilogue_.moments) sums_[v].add(y);
+    const Index offset = sample_ * sample_size_ + channel;
+    S* const y = y_ + offset;
+    const Index step = channels_;
+    MomentRun<S> run;
+    if constexpr (fused) {
+      const S* const addend = epilogue_.addend ? epilogue_.addend + offset : nullptr;
+      const Simd<S> mask = mask_[v], bias = bias_[v];
+      produce([&](Index pixel, Simd<S> value) DEQ_INLINE {
+        value = (value + bias) * mask;
+        if (addend) value += load(addend + pixel * step, width);
+        store(y + pixel * step, value, width);
+        if constexpr (moments) run.add(value);
+      });
+    } else {
+      produce([&](Index pixel, const Simd<S>& value) DEQ_INLINE {
+        store(y + pixel * step, value);
+        if constexpr (moments) run.add(value);
+      });
+    }
+    if constexpr (moments) sums_[v].add(run);
   }
 
  private:
   void finish() {
-    if (sample_ < 0 || !epilogue_.moments) return;
+    if (!moments || sample_ < 0) return;
     for (int v = 0; v < max_panel && first_ + v * simd_width<S> < channels_; ++v)
       sums_[v].store_to(epilogue_.moments, sample_, part_, first_ + v * simd_width<S>);
   }
@@ -134,7 +160,25 @@ class PanelWriter {
   S* y_;
   Index sample_ = -1;
   Simd<S> bias_[max_panel], mask_[max_panel];
-  MomentSums<S> sums_[max_panel];
+  Moments<S> sums_[max_panel];
 };
+
+/// body(make), make(first channel, part) being the writer that this epilogue needs.
+template <class S, class Body>
+void with_writer(const Epilogue<S>& epilogue, Index pixels, Index channels, S* y, Body body) {
+  const auto writers = [&](auto fused, auto moments) {
+    body([&, fused, moments](Index first_channel, Index part) {
+      return PanelWriter<S, fused, moments>(epilogue, pixels, channels, first_channel, y, part);
+    });
+  };
+  constexpr std::true_type yes;
+  constexpr std::false_type no;
+  const bool fused =
+      epilogue.bias || epilogue.mask || epilogue.addend || channels % simd_width<S> != 0;
+  if (epilogue.moments)
+    fused ? writers(yes, yes) : writers(no, yes);
+  else
+    fused ? writers(yes, no) : writers(no, no);
+}
 
 }  // namespace deq::detail

@@ -53,8 +53,12 @@ void channel_moments(const NormGeometry& g, const S* x, const MomentParts<S>& mo
     const S* image = x + n * g.pixels * g.channels;
     for (Index c = 0; c < g.channels; c += simd_width<S>)
       with_width<S>(g.channels - c, [&](auto width) DEQ_INLINE {
-        MomentSums<S> sums;
-        for (Index p = first; p < last; ++p) sums.add(load(image + p * g.channels + c, width));
+        Moments<S> sums;
+        for_each_run(first, last, [&](Index begin, Index end) DEQ_INLINE {
+          MomentRun<S> run;
+          for (Index p = begin; p < end; ++p) run.add(load(image + p * g.channels + c, width));
+          sums.add(run);
+        });
         sums.store_to(moments, n, part, c);
       });
   });
@@ -146,21 +150,25 @@ void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S
     S* out = of_parts.data() + (n * parts + part) * 2 * g.channels;
     for (Index c = 0; c < g.channels; c += simd_width<S>)
       with_width<S>(g.channels - c, [&](auto width) DEQ_INLINE {
-        Simd<S> mean{}, inverse{};
-        RunSum<S> sum_d, sum_du;
+        Simd<S> mean{}, inverse{}, sum_d{}, sum_du{};
         for (Index l = 0; l < std::min(simd_width<S>, g.channels - c); ++l) {
           mean[l] = norm.mean[g.statistic(n, c + l)];
           inverse[l] = norm.inverse[g.statistic(n, c + l)];
         }
-        for (Index p = first; p < last; ++p) {
-          const Index place = (n * g.pixels + p) * g.channels + c;
-          const Simd<S> out_value = norm.relu ? load(y + place, width) : Simd<S>{};
-          const Simd<S> d = before_relu<S>(norm.relu, load(cotangent + place, width), out_value);
-          sum_d.add(d);
-          sum_du.add(d * (load(u + place, width) - mean));
-        }
-        store(out + c, sum_d.total(), width);
-        store(out + g.channels + c, sum_du.total() * inverse, width);
+        for_each_run(first, last, [&](Index begin, Index end) DEQ_INLINE {
+          Simd<S> run_d{}, run_du{};
+          for (Index p = begin; p < end; ++p) {
+            const Index place = (n * g.pixels + p) * g.channels + c;
+            const Simd<S> out_value = norm.relu ? load(y + place, width) : Simd<S>{};
+            const Simd<S> d = before_relu<S>(norm.relu, load(cotangent + place, width), out_value);
+            run_d += d;
+            run_du += d * (load(u + place, width) - mean);
+          }
+          sum_d += run_d;
+          sum_du += run_du;
+        });
+        store(out + c, sum_d, width);
+        store(out + g.channels + c, sum_du * inverse, width);
       });
   });
   for (Index n = 0; n < g.samples; ++n)

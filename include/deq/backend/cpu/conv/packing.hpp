@@ -99,12 +99,14 @@ template <int M, class S>
 void pack_winograd(const WeightView<S>& w, S* packed) {
   constexpr int n = Winograd<M>::tile;
   for_each_packed(w, n * n, packed, [&](Index channel, Index i, auto place) {
-    Simd<S> g[3][3], u[n][n];
+    Simd<S> g[3][3];
     unroll<9>([&](auto t) DEQ_INLINE {
       g[t / 3][t % 3] = w.vector(channel, i, w.transposed ? 8 - t : Index{t});
     });
-    on_both_sides(g, u, [](const auto& a, auto& b) { Winograd<M>::weights(a, b); });
-    unroll<n * n>([&](auto p) DEQ_INLINE { store(place(p), u[p / n][p % n]); });
+    on_both_sides<n>(
+        g, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::weights(a, b); },
+        [&](auto row, auto column, const Simd<S>& u)
+            DEQ_INLINE { store(place(row * n + column), u); });
   });
 }
 

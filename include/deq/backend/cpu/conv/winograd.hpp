@@ -95,16 +95,17 @@ struct Winograd<4> {
   static constexpr Scalar<V> five_halves = 2.5;
 };
 
-/// `to` = T `from` T^T, T being given as a function on columns of n numbers with m results.
-template <int N, int M, class V, class Transform>
-DEQ_INLINE inline void on_both_sides(const V (&from)[N][N], V (&to)[M][M], Transform transform) {
+/// put(i, j, (T d T^T)_ij) for all i and j, T being given as a function on columns of N numbers
+/// with M results.
+template <int M, int N, class V, class Transform, class Put>
+DEQ_INLINE inline void on_both_sides(const V (&d)[N][N], Transform transform, Put put) {
   V half[N][M];
-  unroll<N>([&](auto i) DEQ_INLINE { transform(from[i], half[i]); });
+  unroll<N>([&](auto i) DEQ_INLINE { transform(d[i], half[i]); });
   unroll<M>([&](auto j) DEQ_INLINE {
     V column[N], result[M];
     unroll<N>([&](auto i) DEQ_INLINE { column[i] = half[i][j]; });
     transform(column, result);
-    unroll<M>([&](auto i) DEQ_INLINE { to[i][j] = result[i]; });
+    unroll<M>([&](auto i) DEQ_INLINE { put(i, j, result[i]); });
   });
 }
 

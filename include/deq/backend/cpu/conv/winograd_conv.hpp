@@ -16,8 +16,10 @@ struct Tiles {
   explicit Tiles(const Conv2dGeometry& g)
       : lines((g.out_height() + M - 1) / M), columns((g.out_width() + M - 1) / M) {}
   Index count() const { return lines * columns; }
-  Index line(Index tile) const { return tile / columns * M; }
-  Index column(Index tile) const { return tile % columns * M; }
+};
+/// One of them: its sample and its first output pixel.
+struct Tile {
+  Index sample, line, column;
 };
 
 /// (points, tiles, channels), a cache line apart beyond that: planes at a distance of a power of
@@ -43,12 +45,13 @@ void transform_input(const Pixels<S>& image, Index line, Index column, Index cha
   for (int i = 0; i < n * n; ++i) pixel[i] = image.at(line + i / n, column + i % n);
   for (Index c = 0; c < channels; c += simd_width<S>)
     with_width<S>(channels - c, [&](auto width) DEQ_INLINE {
-      Simd<S> d[n][n], u[n][n];
+      Simd<S> d[n][n];
       unroll<n * n>([&](auto i) DEQ_INLINE { d[i / n][i % n] = load(pixel[i] + c, width); });
-      on_both_sides(d, u, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::input(a, b); });
       S* place = to.at(0, tile) + c;
-      unroll<n * n>([&](auto i)
-                        DEQ_INLINE { store(place + i * to.plane, u[i / n][i % n], width); });
+      on_both_sides<n>(
+          d, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::input(a, b); },
+          [&](auto i, auto j, const Simd<S>& u)
+              DEQ_INLINE { store(place + (i * n + j) * to.plane, u, width); });
     });
 }
 
@@ -71,20 +74,33 @@ void multiply_points(Index points, const TransformedTiles<S>& input, Index first
     });
 }
 
-/// A^T m A of one tile and one vector of channels; what lies outside the image is dropped.
-template <int M, class S>
-void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, Index tile, int v,
-                      Index line, Index column, PanelWriter<S>& writer) {
+/// A^T m A of one tile and vector v of the panel; what lies outside the image is dropped.
+template <int M, class S, class Writer>
+void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, Index index, int v,
+                      const Tile& tile, Writer& writer) {
   constexpr int n = Winograd<M>::tile;
-  Simd<S> m[n][n], y[M][M];
-  const S* place = from.at(0, tile) + v * simd_width<S>;
+  Simd<S> m[n][n];
+  const S* place = from.at(0, index) + v * simd_width<S>;
   unroll<n * n>([&](auto i) DEQ_INLINE { m[i / n][i % n] = load(place + i * from.plane); });
-  on_both_sides(m, y, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::output(a, b); });
-  const Index lines = std::min<Index>(M, g.out_height() - line);
-  const Index columns = std::min<Index>(M, g.out_width() - column);
-  for (Index i = 0; i < lines; ++i)
-    for (Index j = 0; j < columns; ++j)
-      writer.write(v, (line + i) * g.out_width() + column + j, y[i][j]);
+  const auto transform = [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::output(a, b); };
+  const Index width = g.out_width(), first = tile.line * width + tile.column;
+  const Index lines = g.out_height() - tile.line, columns = width - tile.column;
+  if (lines >= M && columns >= M) {
+    writer.write(v, [&](auto&& put) DEQ_INLINE {
+      on_both_sides<M>(m, transform, [&](auto i, auto j, const Simd<S>& y) DEQ_INLINE {
+        put(first + i * width + j, y);
+      });
+    });
+  } else {
+    Simd<S> y[M][M];
+    on_both_sides<M>(m, transform,
+                     [&](auto i, auto j, const Simd<S>& value) DEQ_INLINE { y[j][i] = value; });
+    // In the order of a whole tile, column by column.
+    writer.write(v, [&](auto&& put) DEQ_INLINE {
+      for (Index j = 0; j < std::min<Index>(M, columns); ++j)
+        for (Index i = 0; i < std::min<Index>(M, lines); ++i) put(first + i * width + j, y[j][i]);
+    });
+  }
 }
 
 /// Tiles multiplied and transformed back at a time, so that the products of a panel stay in the
@@ -104,34 +120,39 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
     const auto piece = pieces[index];
     const Index per_sample = piece.last - piece.first;
     const Index count = (piece.last_sample - piece.first_sample) * per_sample;
-    const auto sample = [&](Index i) { return piece.first_sample + i / per_sample; };
-    const auto tile = [&](Index i) { return piece.first + i % per_sample; };
+    Array<Cpu<S>, Tile> places(count);
+    Tile* const place = places.data();
+    for (Index i = 0; i < count; ++i) {
+      const Index tile = piece.first + i % per_sample;
+      place[i] = {piece.first_sample + i / per_sample, tile / tiles.columns * M,
+                  tile % tiles.columns * M};
+    }
 
     const TransformedTiles<S> input(points, count, g.in_channels);
     for (Index i = 0; i < count; ++i) {
-      const Pixels<S> image(x + sample(i) * g.in_pixels() * g.in_channels, g.height, g.width,
+      const Pixels<S> image(x + place[i].sample * g.in_pixels() * g.in_channels, g.height, g.width,
                             g.in_channels, zeros.data());
-      transform_input<M>(image, tiles.line(tile(i)) - g.padding, tiles.column(tile(i)) - g.padding,
+      transform_input<M>(image, place[i].line - g.padding, place[i].column - g.padding,
                          g.in_channels, input, i);
     }
     TransformedTiles<S> product(points, winograd_group, panels.width * simd_width<S>);
-    for (Index p = 0; p < panels.count(); ++p) {
-      const Index channel = panels.first_channel(p);
-      product.channels = panels.width_of(p) * simd_width<S>;
-      PanelWriter writer(epilogue, g.out_pixels(), g.out_channels, channel, y, piece.part);
-      const int vectors = panels.width_of(p);
-      for (Index first = 0; first < count; first += winograd_group) {
-        const Index n = std::min(winograd_group, count - first);
-        multiply_points(points, input, first, n, packed + channel * points * g.in_channels,
-                        product);
-        for (Index i = first; i < first + n; ++i) {
-          writer.select(sample(i));
-          for (int v = 0; v < vectors; ++v)
-            transform_output<M>(g, product, i - first, v, tiles.line(tile(i)),
-                                tiles.column(tile(i)), writer);
+    with_writer(epilogue, g.out_pixels(), g.out_channels, y, [&](auto make_writer) {
+      for (Index p = 0; p < panels.count(); ++p) {
+        const Index channel = panels.first_channel(p);
+        product.channels = panels.width_of(p) * simd_width<S>;
+        auto writer = make_writer(channel, piece.part);
+        for (Index first = 0; first < count; first += winograd_group) {
+          const Index n = std::min(winograd_group, count - first);
+          multiply_points(points, input, first, n, packed + channel * points * g.in_channels,
+                          product);
+          for (Index i = 0; i < n; ++i) {
+            writer.select(place[first + i].sample);
+            for (int v = 0; v < panels.width_of(p); ++v)
+              transform_output<M>(g, product, i, v, place[first + i], writer);
+          }
         }
       }
-    }
+    });
   });
 }
 

@@ -119,7 +119,7 @@ struct Gmres {
         B::for_each(growing, [=] DEQ_HOST_DEVICE(Index s) {
           for (Index i = 0; i < rank[s]; ++i) c[s * (m + 1) + i] = -c[s * (m + 1) + i];
         });
-        B::combine(growing, BasisView<const S>(basis), rank, c, w);
+        B::combine(growing, BasisView<const S>(basis), rank, c, S(1), BatchView<const S>(w), w);
       }
       B::dot(growing, w, w, number);
       B::for_each(growing, [=] DEQ_HOST_DEVICE(Index s) {
@@ -157,7 +157,7 @@ struct Gmres {
       S* y = rhs + s * (m + 1);
       detail::solve_upper(hessenberg + s * m * (m + 1), m + 1, columns[s], y);
     });
-    B::combine(a, BasisView<const S>(basis), columns, rhs, z);
+    B::combine(a, BasisView<const S>(basis), columns, rhs, S(1), BatchView<const S>(z), z);
   }
 };
 

@@ -10,8 +10,8 @@ using deq::BatchView;
 using deq::Index;
 using deq::Samples;
 
-/// z_i = x_i + z_i-1 / 2 + z_i+1 / (3 + z_i^2), cyclic: f costs one pass over z, so that the time of
-/// a solve is the solver's own. Slow enough to converge that thirty steps are thirty steps.
+/// z_i = x_i + z_i-1 / 2 + z_i+1 / (3 + z_i^2), cyclic: f costs one pass over z, so that the time
+/// of a solve is the solver's own. Slow enough to converge that thirty steps are thirty steps.
 template <class S>
 class CheapMap {
  public:

@@ -171,10 +171,17 @@ class BroydenSteps {
   template <class Recurrence>
   void product(Samples a, BatchView<const S> x, BatchView<S> y, Array<B>& scratch,
                Recurrence recurrence) const {
-    const Index capacity = memory_ + 1;
-    scratch.resize(2 * x.count * capacity);
+    scratch.resize(2 * x.count * (memory_ + 1));
     S* r = scratch.data();
-    S* c = r + x.count * capacity;
+    S* c = r + x.count * (memory_ + 1);
+    B::in_blocks(a.count, dim_ * (memory_ + 1), [&](Index first, Index n) {
+      product_of_block({a.id + first, n}, x, y, r, c, recurrence);
+    });
+  }
+  template <class Recurrence>
+  void product_of_block(Samples a, BatchView<const S> x, BatchView<S> y, S* r, S* c,
+                        Recurrence recurrence) const {
+    const Index capacity = memory_ + 1;
     const S* gram = gram_.data();
     const Index* stored = stored_.data();
     B::project(a, steps(), stored, x, r);

@@ -115,8 +115,11 @@ class LowRankPairs {
   void product(Samples a, BasisView<const S> left, BasisView<const S> right, BatchView<const S> x,
                BatchView<S> y, Array<B>& coefficients) const {
     coefficients.resize(x.count * memory_);
-    B::project(a, left, rank_.data(), x, coefficients.data());
-    B::combine(a, right, rank_.data(), coefficients.data(), S(-1), x, y);
+    B::in_blocks(a.count, dim_ * (2 * memory_ + 1), [&](Index first, Index n) {
+      const Samples block{a.id + first, n};
+      B::project(block, left, rank_.data(), x, coefficients.data());
+      B::combine(block, right, rank_.data(), coefficients.data(), S(-1), x, y);
+    });
   }
 
  public:  // for nvcc, which accepts no device lambda in a private function

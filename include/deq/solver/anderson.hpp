@@ -50,6 +50,7 @@ struct Anderson {
   template <KeepInverse keep = KeepInverse::yes, FixedPointMap Map, class Observer = NoObserver>
   void solve(Map& f, BatchView<typename Map::Backend::Scalar> z,
              Workspace<typename Map::Backend>& ws, Observer&& observer = {}) const {
+    detail::check_observer<Observer>();
     using B = typename Map::Backend;
     using S = typename B::Scalar;
     validate();

@@ -54,6 +54,7 @@ struct Broyden {
   template <KeepInverse keep = KeepInverse::yes, FixedPointMap Map, class Observer = NoObserver>
   void solve(Map& f, BatchView<typename Map::Backend::Scalar> z,
              Workspace<typename Map::Backend>& ws, Observer&& observer = {}) const {
+    detail::check_observer<Observer>();
     using B = typename Map::Backend;
     using S = typename B::Scalar;
     constexpr bool full_steps = std::is_same_v<LineSearch, FullStep>;

@@ -42,6 +42,7 @@ struct Gmres {
   template <KeepInverse keep = KeepInverse::no, AffineMap Map, class Observer = NoObserver>
   void solve(Map& f, BatchView<typename Map::Backend::Scalar> z,
              Workspace<typename Map::Backend>& ws, Observer&& observer = {}) const {
+    detail::check_observer<Observer>();
     using B = typename Map::Backend;
     static_assert(keep == KeepInverse::no, "deq: Gmres leaves no inverse Jacobian behind");
     require(restart >= 1, "Gmres: restart must be >= 1, got ", restart);

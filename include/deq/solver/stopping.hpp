@@ -146,12 +146,22 @@ struct Observation {
 /// The observer that observes nothing, and costs nothing.
 struct NoObserver {};
 
-/// Called as observer(const Observation&) after every evaluation; true ends the solve.
+/// Called with a const Observation& after every evaluation; true ends the solve.
 template <class F>
 concept SolveObserver = std::same_as<std::remove_cvref_t<F>, NoObserver> ||
     requires(F& observer, const Observation& seen) {
   { observer(seen) } -> std::convertible_to<bool>;
 };
+
+namespace detail {
+/// The entrance of every solver.
+template <class Observer>
+constexpr void check_observer() {
+  static_assert(SolveObserver<Observer>,
+                "deq: an observer is called with a const deq::Observation& and returns a bool, "
+                "true to end the solve");
+}
+}  // namespace detail
 
 /// Keeps the books of a solve: who is still active, how everybody stands, the best iterates.
 template <Backend B>
@@ -197,9 +207,6 @@ class Monitor {
   /// are judged `each_alone`, a few at a time may be, in any order: those from position `first` on.
   template <class Observer>
   void verdict(Samples a, Index first, int k, BatchView<const S> z, Observer&& observer) {
-    static_assert(SolveObserver<Observer>,
-                  "deq: an observer is called with a const deq::Observation& and returns a bool: "
-                  "true ends the solve");
     if (rule_.scope == Scope::batch) share_norms(a);
     Progress* progress = progress_.data();
     const S* gg = g_squared();
@@ -215,7 +222,8 @@ class Monitor {
     const Samples improved = B::filter(
         a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; }, improved_.data() + first);
     B::copy(improved, z, {best_.data(), z.dim, count_});
-    if constexpr (!std::is_same_v<std::remove_cvref_t<Observer>, NoObserver>) {
+    if constexpr (!std::same_as<std::remove_cvref_t<Observer>, NoObserver> &&
+                  SolveObserver<Observer>) {
       if (observer(Observation{k, a, progress}))
         B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
           if (progress[s].report.status == SolveStatus::running)

@@ -170,7 +170,7 @@ struct Cpu {
   /// time.
   template <class Function>
   static void in_blocks(Index count, Index work, Function&& function) {
-    if (count * work < 32768) return function(Index{0}, count);
+    if (count * work < 65536) return function(Index{0}, count);
     const Index block = std::max<Index>(1, 16384 / work);
     parallel_for((count + block - 1) / block,
                  [&](Index b) { function(b * block, std::min(block, count - b * block)); });

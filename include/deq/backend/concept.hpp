@@ -68,8 +68,8 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
   B::store(a, alpha, C, H, rank);        // H_s,slot[s] = alpha_s C_s
   B::accumulate(a, alpha, cH, rank, X);  // X_s += alpha_s H_s,slot[s]
   B::rotate(a, H, i, alpha, alpha);      // (H_i, H_i+1) <- (c H_i + s H_i+1, -s H_i + c H_i+1)
-  // fn(first, n) for ranges that make up [0, i), perhaps at the same time, of `i` numbers each
-  // item:
+  // fn(first, n) for ranges that make up [0, i), perhaps at the same time; the second i says how
+  // many numbers an item touches:
   B::in_blocks(i, i, detail::AnyBlockFunction{});
   B::for_each(a, detail::AnySampleFunction{});  // fn(s): the small per-sample algebra
   { B::filter(a, detail::AnySamplePredicate{}, ids) } -> std::same_as<Samples>;  // keeps order

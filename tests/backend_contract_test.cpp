@@ -278,21 +278,123 @@ TEST_CASE_TEMPLATE("Project and combine use the first rank vectors of each activ
         }
       }
     auto y = random_batch<B>(dim * count, 14), c = random_batch<B>(capacity * count, 15);
-    B::combine(a, h.basis(dim, capacity), rank.data(), c.data(), y.batch(dim));
-    check_batch(y, dim, [&](Index s, Index d) {
-      double sum = static_cast<double>(y.before()[at(s * dim + d)]);
+    const auto combination = [&](Index s, Index d, double sum) {
       for (Index i = 0; i < rank.before()[at(s)]; ++i)
         sum += static_cast<double>(c.before()[at(s * capacity + i)]) *
                static_cast<double>(h.before()[at((s * capacity + i) * dim + d)]);
       return sum;
+    };
+    B::combine(a, h.basis(dim, capacity), rank.data(), c.data(), S(-2), x.batch(dim), y.batch(dim));
+    check_batch(y, dim, [&](Index s, Index d) {
+      return combination(s, d, -2 * static_cast<double>(x.before()[at(s * dim + d)]));
+    });
+    auto same = random_batch<B>(dim * count, 14);
+    B::combine(a, h.basis(dim, capacity), rank.data(), c.data(), S(1), same.batch(dim),
+               same.batch(dim));
+    check_batch(same, dim, [&](Index s, Index d) {
+      return combination(s, d, static_cast<double>(same.before()[at(s * dim + d)]));
     });
   }
   // A basis without room is a basis without vectors.
   auto x = random_batch<B>(3 * count, 16);
   Mirror<B, Index> none({0, 0, 0, 0, 0, 0});
   B::project(a, BasisView<const S>{nullptr, 3, 0}, none.data(), x.batch(3), nullptr);
-  B::combine(a, BasisView<const S>{nullptr, 3, 0}, none.data(), nullptr, x.batch(3));
+  B::combine(a, BasisView<const S>{nullptr, 3, 0}, none.data(), nullptr, S(1), x.batch(3),
+             x.batch(3));
   CHECK(x.now() == x.before());
+}
+
+TEST_CASE_TEMPLATE("The residual may be projected in the pass that forms it", B, ALL_BACKENDS) {
+  using S = typename B::Scalar;
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  for (const Index capacity : {0, 1, 6, 9}) {
+    Mirror<B, Index> rank({0, capacity, 0, capacity / 2, capacity, 0});
+    for (const Index dim : dims) {
+      auto f = random_batch<B>(dim * 3, 6), z = random_batch<B>(dim * count, 7),
+           h = random_batch<B>(dim * capacity * count, 11);
+      auto g = random_batch<B>(dim * count, 8), g_apart = random_batch<B>(dim * count, 8);
+      auto norms = random_batch<B>(2 * count, 9), norms_apart = random_batch<B>(2 * count, 9);
+      auto c = random_batch<B>(capacity * count, 10),
+           c_apart = random_batch<B>(capacity * count, 10);
+      const BasisView<const S> basis = h.basis(dim, capacity);
+      B::residual(a, f.batch(dim), z.batch(dim), g.batch(dim), norms.data(), norms.data() + count,
+                  basis, rank.data(), c.data());
+      B::residual(a, f.batch(dim), z.batch(dim), g_apart.batch(dim), norms_apart.data(),
+                  norms_apart.data() + count);
+      B::project(a, basis, rank.data(), g_apart.batch(dim), c_apart.data());
+      CHECK(g.now() == g_apart.now());
+      const auto now = norms.now(), apart = norms_apart.now();
+      for (std::size_t i = 0; i < now.size(); ++i)
+        CHECK(near(now[i], static_cast<double>(apart[i]), std::abs(static_cast<double>(apart[i]))));
+      CHECK(c.now() == c_apart.now());
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("Extend forms a new vector, keeps it, adds it and takes its norm", B,
+                   ALL_BACKENDS) {
+  using S = typename B::Scalar;
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  constexpr Index capacity = 7;
+  // Behind the others, in place of one of them, nowhere.
+  Mirror<B, Index> rank({0, 6, 0, 7, 5, 0}), slot({0, 6, 0, 2, -1, 0});
+  auto alpha = numbers<B>({1, 2, 1, -1, 0, 1});
+  for (const Index dim : dims)
+    for (const bool moves : {true, false}) {
+      auto h = random_batch<B>(dim * capacity * count, 50), z = random_batch<B>(dim * count, 51);
+      // alpha = 0 of sample 4 makes nothing of a NaN.
+      std::vector<S> poisoned = random_batch<B>(dim * count, 52).before();
+      std::fill_n(poisoned.begin() + 4 * dim, dim, std::numeric_limits<S>::quiet_NaN());
+      Mirror<B> x(poisoned);
+      auto c = random_batch<B>(capacity * count, 53),
+           squared = numbers<B>({-1, -1, -1, -1, -1, -1});
+      B::extend(a, h.basis(dim, capacity), rank.data(), c.data(), alpha.data(), x.batch(dim),
+                slot.data(), moves ? z.batch(dim) : BatchView<S>{}, squared.data());
+      const auto expected = [&](Index s, Index d) {
+        double y = s == 4 ? 0
+                          : static_cast<double>(alpha.before()[at(s)]) *
+                                static_cast<double>(poisoned[at(s * dim + d)]);
+        for (Index i = 0; i < rank.before()[at(s)]; ++i)
+          y += static_cast<double>(c.before()[at(s * capacity + i)]) *
+               static_cast<double>(h.before()[at((s * capacity + i) * dim + d)]);
+        return y;
+      };
+      const auto now = h.now();
+      bool right = true;
+      for (Index s = 0; s < count; ++s)
+        for (Index i = 0; i < capacity; ++i)
+          for (Index d = 0; d < dim; ++d) {
+            const std::size_t k = at((s * capacity + i) * dim + d);
+            right = right &&
+                    (is_active(s) && i == slot.before()[at(s)] ? near(now[k], expected(s, d), 8)
+                                                               : now[k] == h.before()[k]);
+          }
+      CHECK(right);
+      if (moves)
+        check_batch(z, dim, [&](Index s, Index d) {
+          return static_cast<double>(z.before()[at(s * dim + d)]) + expected(s, d);
+        });
+      else
+        CHECK(z.now() == z.before());
+      for (Index s = 0; s < count; ++s) {
+        double sum = 0;
+        for (Index d = 0; d < dim; ++d) sum += expected(s, d) * expected(s, d);
+        CHECK(near(squared.now()[at(s)], is_active(s) ? sum : -1, is_active(s) ? sum : 1));
+      }
+    }
+}
+
+TEST_CASE_TEMPLATE("Blocks make up the range", B, ALL_BACKENDS) {
+  for (const Index n : {0, 1, 7, 1000})
+    for (const Index work : {1, 100, 1000000}) {
+      std::vector<int> visits(at(n));
+      B::in_blocks(n, work, [&](Index first, Index size) {
+        for (Index i = first; i < first + size; ++i) ++visits[at(i)];
+      });
+      CHECK(visits == std::vector<int>(at(n), 1));
+    }
 }
 
 TEST_CASE_TEMPLATE("Store, accumulate and rotate touch one slot of each active basis", B,
@@ -301,7 +403,7 @@ TEST_CASE_TEMPLATE("Store, accumulate and rotate touch one slot of each active b
   Mirror<B, Index> ids(active);
   const Samples a{ids.data(), 3};
   constexpr Index capacity = 4;
-  Mirror<B, Index> slot({0, 3, 1, 2, 0, 1});
+  Mirror<B, Index> slot({0, 3, 1, 2, 0, 1}), nowhere({-1, -1, -1, -1, -1, -1});
   auto alpha = numbers<B>({1, 2, 3, -4, 0, 6});
   for (const Index dim : dims) {
     // Sample 4 has alpha = 0: what it is multiplied with is all NaN.
@@ -310,6 +412,8 @@ TEST_CASE_TEMPLATE("Store, accumulate and rotate touch one slot of each active b
     std::fill_n(poisoned.begin() + 4 * dim, dim, std::numeric_limits<S>::quiet_NaN());
     Mirror<B> source(poisoned);
     auto h = random_batch<B>(dim * capacity * count, 18);
+    B::store(a, alpha.data(), source.batch(dim), h.basis(dim, capacity), nowhere.data());
+    CHECK(h.now() == h.before());
     B::store(a, alpha.data(), source.batch(dim), h.basis(dim, capacity), slot.data());
     const auto stored = h.now();
     bool right = true;
@@ -388,7 +492,12 @@ TEST_CASE_TEMPLATE("Nobody active is nothing to do", B, ALL_BACKENDS) {
   B::dot(nobody, BatchView<const S>{}, BatchView<const S>{}, nullptr);
   B::axpby(nobody, S(1), BatchView<const S>{}, S(1), BatchView<S>{});
   B::project(nobody, BasisView<const S>{}, nullptr, BatchView<const S>{}, nullptr);
-  B::combine(nobody, BasisView<const S>{}, nullptr, nullptr, BatchView<S>{});
+  B::combine(nobody, BasisView<const S>{}, nullptr, nullptr, S(1), BatchView<const S>{},
+             BatchView<S>{});
+  B::residual(nobody, BatchView<const S>{}, BatchView<const S>{}, BatchView<S>{}, nullptr, nullptr,
+              BasisView<const S>{}, nullptr, nullptr);
+  B::extend(nobody, BasisView<S>{}, nullptr, nullptr, nullptr, BatchView<const S>{}, nullptr,
+            BatchView<S>{}, nullptr);
   B::rotate(nobody, BasisView<S>{}, 0, nullptr, nullptr);
   B::fill(nullptr, 0, S(1));
 }
@@ -412,7 +521,8 @@ template <class B>
 std::vector<typename B::Scalar> all_results(std::vector<Index> who, Index dim, Index samples) {
   using S = typename B::Scalar;
   constexpr Index capacity = 3;
-  Mirror<B, Index> ids(who), rank(std::vector<Index>(at(samples), capacity));
+  Mirror<B, Index> ids(who), rank(std::vector<Index>(at(samples), capacity)),
+      slot(std::vector<Index>(at(samples), 1));
   const Samples a{ids.data(), static_cast<Index>(who.size())};
   auto x = random_batch<B>(dim * samples, 30), y = random_batch<B>(dim * samples, 31),
        f = random_batch<B>(dim * samples, 32), h = random_batch<B>(dim * capacity * samples, 33),
@@ -424,7 +534,12 @@ std::vector<typename B::Scalar> all_results(std::vector<Index> who, Index dim, I
   B::dot(a, x.batch(dim), y.batch(dim), out.data() + 2 * samples);
   B::axpby(a, S(0.3), BatchView<const S>(x.batch(dim)), S(0.7), y.batch(dim));
   B::project(a, h.basis(dim, capacity), rank.data(), y.batch(dim), c.data());
-  B::combine(a, h.basis(dim, capacity), rank.data(), c.data(), y.batch(dim));
+  B::combine(a, h.basis(dim, capacity), rank.data(), c.data(), S(1),
+             BatchView<const S>(y.batch(dim)), y.batch(dim));
+  B::residual(a, packed.batch(dim), x.batch(dim), g.batch(dim), out.data(), out.data() + samples,
+              h.basis(dim, capacity), rank.data(), c.data());
+  B::extend(a, h.basis(dim, capacity), rank.data(), c.data(), out.data() + 2 * samples,
+            g.batch(dim), slot.data(), y.batch(dim), out.data() + 3 * samples);
   std::vector<S> results;
   for (const auto& part : {g.now(), out.now(), c.now(), y.now()})
     results.insert(results.end(), part.begin(), part.end());
@@ -438,7 +553,7 @@ std::vector<S> of_sample(const std::vector<S>& all, Index s, Index dim, Index sa
   const S* p = all.data();
   mine.insert(mine.end(), p + s * dim, p + (s + 1) * dim);
   p += dim * samples;
-  for (Index i = 0; i < 3; ++i) mine.push_back(p[i * samples + s]);
+  for (Index i = 0; i < 4; ++i) mine.push_back(p[i * samples + s]);
   p += 5 * samples;
   mine.insert(mine.end(), p + 3 * s, p + 3 * s + 3);
   p += 3 * samples;

@@ -80,7 +80,7 @@ TEST_CASE("The 23 problems: what was solved when this was written is still solve
     std::vector<Outcome> outcomes = {};
   };
   Setting settings[]{
-      {"B0 = -I", {2, 3, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23}},
+      {"B0 = -I", {2, 3, 7, 8, 9, 10, 11, 17, 18, 19, 20, 21, 22, 23}},
       {"B0 = +I", {3, 7, 8, 9, 10, 15, 16, 17, 18, 19, 20, 21, 22, 23}},
       {"-I, Armijo", {2, 5, 6, 7, 8, 9, 10, 12, 13, 14, 17, 18, 19, 20, 23}},
       {"+I, Armijo", {1, 3, 4, 5, 7, 8, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 22, 23}},
@@ -129,6 +129,21 @@ TEST_CASE("The 23 problems: what was solved when this was written is still solve
       CHECK(setting.outcomes[static_cast<std::size_t>(p - 1)].solved);
     }
   CHECK(solved_by_any.size() == 23);
+}
+
+TEST_CASE("Problem 16 from B0 = -I wanders for hundreds of steps, and mostly arrives") {
+  // The path hangs on the last digits: from 26 to 32 of 40 starts, by the order of a sum.
+  int solved = 0;
+  for (int start = 0; start < 40; ++start) {
+    Problem problem = library_problems()[15];
+    for (std::size_t i = 0; i < problem.n(); ++i)
+      problem.start[i] +=
+          start == 0 ? 0 : 1e-15 * ((start * 7 + static_cast<int>(i) * 13) % 11 - 5);
+    solved +=
+        attempt(Broyden<>{.stopping = root_finding(500, 1e-8), .memory = 500}, problem, 1, 1e-4)
+            .solved;
+  }
+  CHECK(solved >= 20);
 }
 
 TEST_CASE("Where the library departs from its sources, the sources' problems are solved as well") {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Broyden against a textbook implementation with dense matrices, iterate by iterate.
 #include <cmath>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -384,6 +385,61 @@ TEST_CASE("An update with a vanishing denominator is left out and counted") {
   };
   check(Broyden<>{.stopping = steps(4)});
   check(Broyden<StepsOnly>{.stopping = steps(4)});
+}
+
+namespace {
+
+/// A batch that is worth sharing: dimension 600, samples that leave at different steps, one of them
+/// with a NaN. Returns the results and H^T 1 of every sample.
+template <class Solver, class Observer>
+std::vector<float> solve_large_batch(Solver solver, int threads, Index count, Observer&& observer) {
+  using F = Cpu<float>;
+  constexpr Index dim = 600;
+  const int before = num_threads();
+  set_num_threads(threads);
+  auto f = column_map<F>(dim, [](Index s, const float* z, float* out) {
+    const float slope = 0.1f + 0.02f * static_cast<float>(s);
+    for (Index i = 0; i < dim; ++i)
+      out[i] = std::tanh(slope * z[(i + 1) % dim] + 0.3f * z[i] + static_cast<float>(i % 5) - 2);
+    if (s == 5) out[7] = std::numeric_limits<float>::quiet_NaN();
+  });
+  solver.stopping = {.max_iterations = 25, .relative_tolerance = 1e-5};
+  typename Solver::template Workspace<F> ws;
+  std::vector<float> all =
+      solve<KeepInverse::yes>(solver, f, std::vector<float>(static_cast<std::size_t>(count * dim)),
+                              ws, observer)
+          .z;
+  for (Index s = 0; s < count; ++s) {
+    const auto h = apply<F>(ws.inverse, s, std::vector<float>(dim, 1), true);
+    all.insert(all.end(), h.begin(), h.end());
+  }
+  set_num_threads(before);
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("Bits do not depend on threads, on blocks, nor on who else is solved") {
+  const auto check = [](auto solver) {
+    const auto silent = [](const Observation&) { return false; };
+    const std::vector<float> one = solve_large_batch(solver, 1, 24, NoObserver{});
+    const auto same = [&](const std::vector<float>& x) {
+      return x.size() == one.size() &&
+             same_bits(x.data(), one.data(), static_cast<Index>(x.size()));
+    };
+    CHECK(same(solve_large_batch(solver, 2, 24, NoObserver{})));
+    CHECK(same(solve_large_batch(solver, 5, 24, NoObserver{})));
+    CHECK(same(solve_large_batch(solver, 2, 24, silent)));  // whole batch, primitive by primitive
+    const std::vector<float> few = solve_large_batch(solver, 2, 3, NoObserver{});
+    CHECK(same_bits(few.data(), one.data(), 3 * 600));
+    CHECK(same_bits(few.data() + 3 * 600, one.data() + 24 * 600, 3 * 600));
+  };
+  check(Broyden<>{});
+  check(Broyden<StepsOnly>{});
+  check(Broyden<Pairs, Armijo>{});
+  for (const WhenFull when_full : every_way) check(Broyden<>{.memory = 3, .when_full = when_full});
+  for (const WhenFull when_full : {WhenFull::restart, WhenFull::freeze})
+    check(Broyden<StepsOnly>{.memory = 3, .when_full = when_full});
 }
 
 TEST_CASE("J1: Broyden solves a slow linear map of three dimensions in six steps") {

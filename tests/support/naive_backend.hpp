@@ -95,15 +95,40 @@ struct NaiveBackend {
       for (Index i = 0; i < rank[a[j]]; ++i)
         out[a[j] * h.capacity + i] = dot(h.vec(a[j], i), x.col(a[j]), h.dim);
   }
-  static void combine(Samples a, ConstBasis h, const Index* rank, const S* coefficient, View y) {
+  static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
+                       ConstBasis h, const Index* rank, S* out) {
+    residual(a, f, z, g, g_squared, f_squared);
+    project(a, h, rank, g, out);
+  }
+  static void combine(Samples a, ConstBasis h, const Index* rank, const S* coefficient, S alpha,
+                      ConstView x, View y) {
     for (Index j = 0; j < a.count; ++j)
-      for (Index i = 0; i < rank[a[j]]; ++i)
-        axpby(coefficient[a[j] * h.capacity + i], h.vec(a[j], i), S(1), y.col(a[j]), h.dim);
+      for (Index k = 0; k < h.dim; ++k) {
+        S sum = alpha * x.col(a[j])[k];
+        for (Index i = 0; i < rank[a[j]]; ++i)
+          sum += coefficient[a[j] * h.capacity + i] * h.vec(a[j], i)[k];
+        y.col(a[j])[k] = sum;
+      }
+  }
+  static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
+                     ConstView x, const Index* slot, View z, S* squared) {
+    for (Index j = 0; j < a.count; ++j) {
+      const Index s = a[j];
+      squared[s] = 0;
+      for (Index k = 0; k < h.dim; ++k) {
+        S y = alpha[s] == S(0) ? S(0) : alpha[s] * x.col(s)[k];
+        for (Index i = 0; i < rank[s]; ++i) y += coefficient[s * h.capacity + i] * h.vec(s, i)[k];
+        if (slot[s] >= 0) h.vec(s, slot[s])[k] = y;
+        if (z.data) z.col(s)[k] += y;
+        squared[s] += y * y;
+      }
+    }
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
     for (Index j = 0; j < a.count; ++j)
       for (Index i = 0; i < h.dim; ++i)
-        h.vec(a[j], slot[a[j]])[i] = alpha[a[j]] == S(0) ? S(0) : alpha[a[j]] * x.col(a[j])[i];
+        if (slot[a[j]] >= 0)
+          h.vec(a[j], slot[a[j]])[i] = alpha[a[j]] == S(0) ? S(0) : alpha[a[j]] * x.col(a[j])[i];
   }
   static void accumulate(Samples a, const S* alpha, ConstBasis h, const Index* slot, View y) {
     for (Index j = 0; j < a.count; ++j)
@@ -121,6 +146,10 @@ struct NaiveBackend {
       }
   }
 
+  template <class Function>
+  static void in_blocks(Index count, Index, Function&& function) {
+    for (Index i = 0; i < count; ++i) function(i, Index{1});
+  }
   template <class Function>
   static void for_each(Samples a, Function&& function) {
     for (Index j = 0; j < a.count; ++j) function(a[j]);

@@ -13,9 +13,12 @@
 namespace deq {
 
 namespace detail {
-/// A stand-in for the lambdas that solvers hand to for_each and filter.
+/// Stand-ins for the lambdas that solvers hand to for_each, in_blocks and filter.
 struct AnySampleFunction {
   DEQ_HOST_DEVICE void operator()(Index) const {}
+};
+struct AnyBlockFunction {
+  void operator()(Index, Index) const {}
 };
 struct AnySamplePredicate {
   DEQ_HOST_DEVICE bool operator()(Index) const { return true; }
@@ -37,7 +40,7 @@ concept BackendMemory = requires(std::size_t bytes, void* p, const void* q) {
 /// sample, column j belonging to s = a[j]. H is a basis: vectors H_s,i. Arrays of per-sample
 /// numbers (alpha, out) are indexed by s, coefficients by s * H.capacity + i. Results for one
 /// sample never depend on which other samples are active: their bits are the same alone and in any
-/// company.
+/// company. A vector whose slot is negative is kept nowhere.
 template <class B>
 concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
                                      BatchView<const typename B::Scalar> C,
@@ -46,19 +49,28 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
                                      const typename B::Scalar* alpha, typename B::Scalar* out,
                                      const Index* rank, Index i, Index* ids,
                                      typename B::Scalar value) {
-  B::fill(out, i, value);                // out_0..i-1 = value
-  B::gather(a, C, X);                    // compact <- whole: X_j = C_a[j]
-  B::scatter(a, C, X);                   // whole <- compact: X_a[j] = C_j
-  B::copy(a, C, X);                      // X_s = C_s
-  B::residual(a, C, C, X, out, out);     // X_s = F_j - Z_s, out1 = ||X_s||^2, out2 = ||F_j||^2
-  B::dot(a, C, C, out);                  // out_s = C_s . C_s
-  B::axpby(a, value, C, value, X);       // X_s = alpha C_s + beta X_s; 0 X_s is 0
-  B::axpby(a, alpha, C, alpha, X);       // X_s = alpha_s C_s + beta_s X_s; 0 X_s is 0
-  B::project(a, cH, rank, C, out);       // out_s,i = H_s,i . C_s, i < rank_s
-  B::combine(a, cH, rank, alpha, X);     // X_s += sum_i alpha_s,i H_s,i, i < rank_s
+  B::fill(out, i, value);             // out_0..i-1 = value
+  B::gather(a, C, X);                 // compact <- whole: X_j = C_a[j]
+  B::scatter(a, C, X);                // whole <- compact: X_a[j] = C_j
+  B::copy(a, C, X);                   // X_s = C_s
+  B::residual(a, C, C, X, out, out);  // X_s = F_j - Z_s, out1 = ||X_s||^2, out2 = ||F_j||^2
+  B::dot(a, C, C, out);               // out_s = C_s . C_s
+  B::axpby(a, value, C, value, X);    // X_s = alpha C_s + beta X_s; 0 X_s is 0
+  B::axpby(a, alpha, C, alpha, X);    // X_s = alpha_s C_s + beta_s X_s; 0 X_s is 0
+  B::project(a, cH, rank, C, out);    // out_s,i = H_s,i . C_s, i < rank_s
+  // residual and project of X_s in one pass:
+  B::residual(a, C, C, X, out, out, cH, rank, out);
+  // X_s = value C_s + sum_i alpha_s,i H_s,i, i < rank_s:
+  B::combine(a, cH, rank, alpha, value, C, X);
+  // y_s = alpha_s C_s + sum_i alpha_s,i H_s,i, i < rank_s; H_s,slot[s] = y_s, out_s = ||y_s||^2,
+  // and X_s += y_s unless X is empty:
+  B::extend(a, H, rank, alpha, alpha, C, rank, X, out);
   B::store(a, alpha, C, H, rank);        // H_s,slot[s] = alpha_s C_s
   B::accumulate(a, alpha, cH, rank, X);  // X_s += alpha_s H_s,slot[s]
   B::rotate(a, H, i, alpha, alpha);      // (H_i, H_i+1) <- (c H_i + s H_i+1, -s H_i + c H_i+1)
+  // fn(first, n) for ranges that make up [0, i), perhaps at the same time; the second i says how
+  // many numbers an item touches:
+  B::in_blocks(i, i, detail::AnyBlockFunction{});
   B::for_each(a, detail::AnySampleFunction{});  // fn(s): the small per-sample algebra
   { B::filter(a, detail::AnySamplePredicate{}, ids) } -> std::same_as<Samples>;  // keeps order
 };

@@ -13,34 +13,50 @@ namespace deq {
 ///     H = - prod_{t = T-1 .. 0} (I + s_{t+1} s_t^T / ||s_t||^2),
 ///
 /// equal in exact arithmetic to the pairs u_t = s_{t+1} / ||s_t||^2, v_t = H_t^T s_t of
-/// LowRankPairs. A product needs one pass for S^T x, a recurrence on T numbers with the Gram matrix
-/// S^T S, and one pass to add up:
+/// LowRankPairs. With the Gram matrix G_ti = s_t . s_i a product is S^T x, a recurrence on T
+/// numbers, and a combination of steps:
 ///
-///     H x   = -x + sum_t c_t s_{t+1},  c_t = (-s_t . x + sum_{i<t} (s_t . s_{i+1}) c_i) /
-///     ||s_t||^2 H^T x = -x - sum_t c_t s_t,      c_t = (s_{t+1} . x + sum_{i>t} (s_{t+1} . s_i)
-///     c_i) / ||s_t||^2
+///     H x   = -x + sum_t c_t+1 s_t+1,  c_t+1 = (-s_t . x + sum_{i<=t} G_ti c_i) / G_tt
+///     H^T x = -x - sum_t c_t s_t,      c_t = (s_t+1 . x + sum_{i>t} G_t+1,i c_i) / G_tt
+///
+/// One update with the next direction takes the first recurrence for x = g one row further, to
+/// c_T+1 = s_T . q / ||s_T||^2, q = H g, where the new step is known from
+///
+///     s_T+1 = -H_T+1 g = -(q + c_T+1 s_T+1),  that is  s_T+1 = (g - S c) / (1 + c_T+1),
+///     S^T s_T+1 = (S^T g - G c) / (1 + c_T+1)   the new column of G, already at hand.
 ///
 ///     | S    | D x (m + 1) a sample       | the steps, oldest first |
 ///     | Gram | (m + 1) x (m + 1) a sample | S^T S                   |
 ///     | rank | 1 a sample                 | factors = steps - 1     |
 ///
-/// One update with the next direction costs one product and the Gram column: three passes over one
-/// array of (m + 1) D numbers, half the memory of the pairs. It needs unit steps, and when it is
-/// full it can restart or freeze: dropping the oldest factor is not what dropping a pair means.
+/// Cost of an iteration with n steps: two passes over them, 2 n D numbers, and 7 D more: `residual`
+/// reads f, z, S and writes g; `advance` reads g, S, z and writes s, z. That is half the memory of
+/// the pairs. It needs unit steps, and when it is full it can restart or freeze: dropping the
+/// oldest factor is not what dropping a pair means.
 template <Backend B>
 class BroydenSteps {
   using S = typename B::Scalar;
 
  public:
   static constexpr bool is_quasi_newton = true;
+  static constexpr bool keeps_direction = true;  ///< as the newest step
 
-  void prepare(Index dim, Index memory, Index count) {
+  /// Scratch of a solve, shared by all samples.
+  struct Workspace {
+    Array<B> products, coefficients, scale, squared;
+    Array<B, Index> used, slot;
+  };
+
+  void prepare(Index dim, Index memory, Index count, Workspace& ws) {
     require(memory >= 0, "BroydenSteps: memory must be >= 0, got ", memory);
     dim_ = dim;
     memory_ = memory;
     steps_.basis(dim, memory + 1, count);
     gram_.resize(count * (memory + 1) * (memory + 1));
     stored_.resize(count);
+    for (Array<B>* x : {&ws.products, &ws.coefficients}) x->resize(count * (memory + 1));
+    for (Array<B>* x : {&ws.scale, &ws.squared}) x->resize(count);
+    for (Array<B, Index>* x : {&ws.used, &ws.slot}) x->resize(count);
   }
   void reset(Samples a) {
     Index* stored = stored_.data();
@@ -63,117 +79,118 @@ class BroydenSteps {
     product(a, x, y, scratch, Transposed{});
   }
 
-  /// Scratch of `advance`, shared by all samples of a solve.
-  struct Workspace {
-    Array<B> q, coefficients, numbers;
-    Array<B, Index> ids;
-  };
+  /// g = f - z with its norms, and S^T g for `advance`.
+  void residual(Samples a, BatchView<const S> f, BatchView<const S> z, BatchView<S> g, S* g_squared,
+                S* f_squared, Workspace& ws) const {
+    B::residual(a, f, z, g, g_squared, f_squared, steps(), stored_.data(), ws.products.data());
+  }
 
-  /// One Broyden update, see QuasiNewtonInverse; `length` must be 1. A vanishing denominator breaks
+  /// The first step, z <- z + g.
+  void begin(Samples a, BatchView<const S> g, BatchView<S>, BatchView<S> z, Workspace& ws) {
+    bool* nothing = nullptr;
+    step(a, WhenFull::restart, g, z, nothing, ws);
+  }
+  /// One Broyden update and the next step, see QuasiNewtonInverse. A vanishing denominator breaks
   /// the chain of steps: H returns to -I.
-  void advance(Samples a, WhenFull when_full, BatchView<const S> g, BatchView<S> d, const S*,
-               bool* skipped, Workspace& ws) {
-    const BatchView<S> q = ws.q.batch(g.dim, g.count);
-    ws.ids.resize(g.count);
-    ws.numbers.resize(3 * g.count);
-    S* dq = ws.numbers.data();
-    S* dd = dq + g.count;
-    S* next_from_q = dd + g.count;
-    Index* stored = stored_.data();
-    const Index capacity = memory_ + 1;
-
-    const Samples first = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return stored[s] == 0; }, ws.ids.data());
-    append(first, d, ws);
-
-    // s_new = -H_new g = -q / (1 + d . q / d . d) with q = H g
-    apply(a, g, q, ws.coefficients);
-    B::dot(a, d, q, dq);
-    B::dot(a, d, d, dd);
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      const bool full = stored[s] == capacity;
-      const bool safe = detail::safe_denominator(dq[s] + dd[s], dd[s]);
-      skipped[s] = !full && !safe;
-      next_from_q[s] = full || !safe ? S(-1) : -dd[s] / (dd[s] + dq[s]);
-      if (skipped[s] || (full && when_full == WhenFull::restart)) stored[s] = 0;
-    });
-    const Samples restarted = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return stored[s] == 0; }, ws.ids.data());
-    B::copy(restarted, g, q);
-    B::for_each(restarted, [=] DEQ_HOST_DEVICE(Index s) { next_from_q[s] = 1; });
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { dq[s] = 0; });
-    B::axpby(a, next_from_q, BatchView<const S>(q), dq, d);
-
-    const Samples extended = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return stored[s] > 0 && stored[s] < capacity; },
-        ws.ids.data());
-    append(extended, d, ws);
+  void advance(Samples a, WhenFull when_full, BatchView<const S> g, BatchView<S>, BatchView<S> z,
+               const S*, bool* skipped, Workspace& ws) {
+    step(a, when_full, g, z, skipped, ws);
   }
 
  public:  // for nvcc, which accepts no device lambda in a private function
-  /// The recurrence of H x: from the n products sx = S^T x the coefficients of the steps.
+  void step(Samples a, WhenFull when_full, BatchView<const S> g, BatchView<S> z, bool* skipped,
+            Workspace& ws) {
+    const Index capacity = memory_ + 1;
+    S* products = ws.products.data();
+    S* coefficients = ws.coefficients.data();
+    S* scale = ws.scale.data();
+    S* squared = ws.squared.data();
+    S* gram = gram_.data();
+    Index* used = ws.used.data();
+    Index* slot = ws.slot.data();
+    Index* stored = stored_.data();
+
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      const Index n = stored[s];
+      const S* G = gram + s * capacity * capacity;
+      S* r = products + s * capacity;
+      S* c = coefficients + s * capacity;
+      bool full = n == capacity, safe = true;
+      used[s] = slot[s] = n;
+      scale[s] = 1;
+      if (n > 0) {
+        Forward{}(G, capacity, n, r, c);
+        // (1 + c_T+1) ||s_T||^2, where r holds S^T g - G c
+        const S newest = G[(n - 1) * (capacity + 1)], denominator = newest - r[n - 1];
+        safe = full || detail::safe_denominator(denominator, newest);
+        if (!full) scale[s] = newest / denominator;
+        if (full) slot[s] = -1;
+      }
+      if (!safe || (full && when_full == WhenFull::restart)) {
+        used[s] = slot[s] = 0;
+        scale[s] = 1;
+      }
+      for (Index i = 0; i < used[s]; ++i) c[i] *= -scale[s];
+      if (skipped) skipped[s] = !safe;
+    });
+    // s = scale (g - S c), z <- z + s
+    B::extend(a, steps(), used, coefficients, scale, g, slot, z, squared);
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      const Index n = slot[s];
+      if (n < 0) return;
+      S* G = gram + s * capacity * capacity;
+      for (Index i = 0; i < n; ++i)
+        G[i * capacity + n] = G[n * capacity + i] = scale[s] * products[s * capacity + i];
+      G[n * (capacity + 1)] = squared[s];
+      stored[s] = n + 1;
+    });
+  }
+
+  /// The recurrence of H x for n steps: on entry r = S^T x, on return r = S^T (x - S c).
   struct Forward {
-    DEQ_HOST_DEVICE void operator()(const S* G, Index width, Index n, const S* sx, S* c) const {
-      // c[t + 1] multiplies s_{t+1}.
+    DEQ_HOST_DEVICE void operator()(const S* G, Index ld, Index n, S* r, S* c) const {
       c[0] = 0;
       for (Index t = 0; t + 1 < n; ++t) {
-        S sum = -sx[t];
-        for (Index i = 1; i <= t; ++i) sum += G[t * width + i] * c[i];
-        c[t + 1] = sum / G[t * width + t];
+        const S next = c[t + 1] = -r[t] / G[t * (ld + 1)];
+        for (Index i = 0; i < n; ++i) r[i] -= next * G[(t + 1) * ld + i];
       }
     }
   };
-  /// The same of H^T x.
+  /// The same of H^T x, with the sign of c turned: H^T x = -x + S c.
   struct Transposed {
-    DEQ_HOST_DEVICE void operator()(const S* G, Index width, Index n, const S* sx, S* c) const {
-      // -c[t] is the c_t of the formula above; it multiplies s_t.
+    DEQ_HOST_DEVICE void operator()(const S* G, Index ld, Index n, S* r, S* c) const {
       c[n - 1] = 0;
       for (Index t = n - 2; t >= 0; --t) {
-        S sum = sx[t + 1];
-        for (Index i = t + 1; i < n - 1; ++i) sum -= G[(t + 1) * width + i] * c[i];
-        c[t] = -sum / G[t * width + t];
+        const S next = c[t] = -r[t + 1] / G[t * (ld + 1)];
+        for (Index i = 0; i < n; ++i) r[i] -= next * G[t * ld + i];
       }
     }
   };
 
-  /// y = -x + S c, the coefficients c from `recurrence`(Gram, width, steps, S^T x, c).
+  /// y = -x + S c, the coefficients c from `recurrence`(Gram, leading dimension, steps, S^T x, c).
   template <class Recurrence>
   void product(Samples a, BatchView<const S> x, BatchView<S> y, Array<B>& scratch,
                Recurrence recurrence) const {
-    const Index width = memory_ + 1;
-    scratch.resize(2 * x.count * width);
-    S* sx = scratch.data();
-    S* c = sx + x.count * width;
+    scratch.resize(2 * x.count * (memory_ + 1));
+    S* r = scratch.data();
+    S* c = r + x.count * (memory_ + 1);
+    B::in_blocks(a.count, dim_ * (memory_ + 1), [&](Index first, Index n) {
+      product_of_block({a.id + first, n}, x, y, r, c, recurrence);
+    });
+  }
+  template <class Recurrence>
+  void product_of_block(Samples a, BatchView<const S> x, BatchView<S> y, S* r, S* c,
+                        Recurrence recurrence) const {
+    const Index capacity = memory_ + 1;
     const S* gram = gram_.data();
     const Index* stored = stored_.data();
-    B::project(a, steps(), stored, x, sx);
+    B::project(a, steps(), stored, x, r);
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
       if (stored[s] > 0)
-        recurrence(gram + s * width * width, width, stored[s], sx + s * width, c + s * width);
+        recurrence(gram + s * capacity * capacity, capacity, stored[s], r + s * capacity,
+                   c + s * capacity);
     });
-    B::axpby(a, S(-1), x, S(0), y);
-    B::combine(a, steps(), stored, c, y);
-  }
-
-  /// Stores d as the newest step and extends the Gram matrix.
-  void append(Samples a, BatchView<const S> d, Workspace& ws) {
-    if (a.empty()) return;
-    const Index width = memory_ + 1;
-    ws.coefficients.resize(2 * d.count * width);
-    S* sd = ws.coefficients.data();
-    S* one = sd + d.count * width;
-    S* gram = gram_.data();
-    Index* stored = stored_.data();
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { one[s] = 1; });
-    B::store(a, one, d, steps(), stored);
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { ++stored[s]; });
-    B::project(a, steps(), stored, d, sd);
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      S* G = gram + s * width * width;
-      const Index newest = stored[s] - 1;
-      for (Index i = 0; i < stored[s]; ++i)
-        G[i * width + newest] = G[newest * width + i] = sd[s * width + i];
-    });
+    B::combine(a, steps(), stored, c, S(-1), x, y);
   }
 
  private:

@@ -26,10 +26,17 @@ concept InverseJacobian = Backend<B> &&
 };
 
 /// An inverse that Broyden's method can build, step by step: see LowRankPairs and BroydenSteps.
-///   prepare(dim, memory, count)           memory for `count` samples
-///   advance(a, g, d, length, fresh, skipped)
+///   prepare(dim, memory, count, ws)       memory for `count` samples
+///   residual(a, F, z, g, g2, f2, ws)      g = F - z (F compact), squared norms of g and F, and
+///   what
+///                                         `advance` can learn of g in the same pass
+///   begin(a, g, d, z, ws)                 the first direction d = g
+///   advance(a, when_full, g, d, z, length, skipped, ws)
 ///       after the step z += length_s d_s to a point with residual g: performs the rank-one update
 ///       and replaces d by the next direction -H g
+/// The latter two move z by the new d unless z is empty. An inverse that keeps_direction itself has
+/// no use for the batch d. Only `prepare` allocates, and calls for different samples may be made at
+/// the same time.
 template <class H, class B>
 concept QuasiNewtonInverse = InverseJacobian<H, B> && H::is_quasi_newton;
 

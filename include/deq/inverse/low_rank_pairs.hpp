@@ -32,15 +32,22 @@ DEQ_HOST_DEVICE bool safe_denominator(S denominator, S scale) {
 ///     | head | 1 a sample     | slot of the next pair; the oldest when full |
 ///
 /// One update with the next direction costs one product with H and one with H^T: four passes over
-/// m D numbers. Memory: 2 m D numbers a sample.
+/// m D numbers (V^T g in the pass that forms g), and about 20 D. Memory: 2 m D numbers a sample.
 template <Backend B>
 class LowRankPairs {
   using S = typename B::Scalar;
 
  public:
   static constexpr bool is_quasi_newton = true;
+  static constexpr bool keeps_direction = false;
 
-  void prepare(Index dim, Index memory, Index count) {
+  /// Scratch of a solve, shared by all samples.
+  struct Workspace {
+    Array<B> q, g_coefficients, d_coefficients, last_coefficients, numbers;
+    Array<B, Index> used, slot;
+  };
+
+  void prepare(Index dim, Index memory, Index count, Workspace& ws) {
     require(memory >= 0, "LowRankPairs: memory must be >= 0, got ", memory);
     dim_ = dim;
     memory_ = memory;
@@ -48,6 +55,11 @@ class LowRankPairs {
     v_.basis(dim, memory, count);
     rank_.resize(count);
     head_.resize(count);
+    ws.q.batch(dim, count);
+    for (Array<B>* c : {&ws.g_coefficients, &ws.d_coefficients, &ws.last_coefficients})
+      c->resize(count * memory);
+    ws.numbers.resize(9 * count);
+    for (Array<B, Index>* x : {&ws.used, &ws.slot}) x->resize(count);
   }
   /// H = -I for the given samples.
   void reset(Samples a) {
@@ -75,33 +87,24 @@ class LowRankPairs {
     product(a, u(), v(), x, y, scratch);
   }
 
-  /// Scratch of `advance`, shared by all samples of a solve.
-  struct Workspace {
-    Array<B> q, w, g_coefficients, d_coefficients, last_coefficients, numbers;
-    Array<B, Index> full, open;
-  };
-
+  /// g = f - z with its norms, and V^T g for `advance`.
+  void residual(Samples a, BatchView<const S> f, BatchView<const S> z, BatchView<S> g, S* g_squared,
+                S* f_squared, Workspace& ws) const {
+    B::residual(a, f, z, g, g_squared, f_squared, v(), rank_.data(), ws.g_coefficients.data());
+  }
+  /// The first direction d = g, and z <- z + d unless z is empty.
+  void begin(Samples a, BatchView<const S> g, BatchView<S> d, BatchView<S> z, Workspace&) {
+    B::copy(a, g, d);
+    if (z.data) B::axpby(a, S(1), g, S(1), z);
+  }
   /// One Broyden update, see QuasiNewtonInverse. `g` is the new residual, `d` the direction of the
-  /// step just made with the given lengths; on return d = -H g. skipped[s] tells whether the
-  /// denominator vanished and the pair was left out (its slot then holds zeros).
-  void advance(Samples a, WhenFull when_full, BatchView<const S> g, BatchView<S> d, const S* length,
-               bool* skipped, Workspace& ws) {
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { skipped[s] = false; });
-    const bool discards =
-        when_full == WhenFull::discard_oldest || when_full == WhenFull::discard_oldest_first;
-    if (discards && memory_ > 0) return update(a, when_full, g, d, length, skipped, ws);
-
-    const Index* rank = rank_.data();
-    const Index memory = memory_;
-    ws.full.resize(g.count);
-    ws.open.resize(g.count);
-    const Samples full = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return rank[s] == memory; }, ws.full.data());
-    const Samples open = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return rank[s] < memory; }, ws.open.data());
-    update(open, when_full, g, d, length, skipped, ws);
-    if (when_full == WhenFull::restart) reset(full);
-    descend(full, g, d, ws);
+  /// step just made with the given lengths; on return d = -H g, and z <- z + d unless z is empty.
+  /// skipped[s] tells whether the denominator vanished and the pair was left out (its slot then
+  /// holds zeros).
+  void advance(Samples a, WhenFull when_full, BatchView<const S> g, BatchView<S> d, BatchView<S> z,
+               const S* length, bool* skipped, Workspace& ws) {
+    update(a, when_full, g, d, length, skipped, ws);
+    if (z.data) B::axpby(a, S(1), BatchView<const S>(d), S(1), z);
   }
 
  private:
@@ -112,9 +115,11 @@ class LowRankPairs {
   void product(Samples a, BasisView<const S> left, BasisView<const S> right, BatchView<const S> x,
                BatchView<S> y, Array<B>& coefficients) const {
     coefficients.resize(x.count * memory_);
-    B::project(a, left, rank_.data(), x, coefficients.data());
-    B::axpby(a, S(-1), x, S(0), y);
-    B::combine(a, right, rank_.data(), coefficients.data(), y);
+    B::in_blocks(a.count, dim_ * (2 * memory_ + 1), [&](Index first, Index n) {
+      const Samples block{a.id + first, n};
+      B::project(block, left, rank_.data(), x, coefficients.data());
+      B::combine(block, right, rank_.data(), coefficients.data(), S(-1), x, y);
+    });
   }
 
  public:  // for nvcc, which accepts no device lambda in a private function
@@ -125,46 +130,49 @@ class LowRankPairs {
     S *next_from_u, *next_from_oldest;
     S *keep_u, *keep_v;
   };
-  static Scalars scalars(Array<B>& numbers, Index n) {
-    numbers.resize(9 * n);
+  static Scalars scalars(const Array<B>& numbers) {
+    const Index n = numbers.size() / 9;
     S* p = numbers.data();
     return {p, p + n, p + 2 * n, p + 3 * n, p + 4 * n, p + 5 * n, p + 6 * n, p + 7 * n, p + 8 * n};
   }
 
-  /// Forms the pair of this step and the next direction, for samples that have room for a pair or
-  /// may drop their oldest.
+  /// Forms the pair of this step and the next direction.
   void update(Samples a, WhenFull when_full, BatchView<const S> g, BatchView<S> d, const S* length,
               bool* skipped, Workspace& ws) {
-    if (a.empty()) return;
-    const BatchView<S> q = ws.q.batch(g.dim, g.count), w = ws.w.batch(g.dim, g.count);
-    const Scalars n = scalars(ws.numbers, g.count);
-    ws.g_coefficients.resize(g.count * memory_);
-    ws.d_coefficients.resize(g.count * memory_);
-    ws.last_coefficients.resize(g.count * memory_);
+    const BatchView<S> q{ws.q.data(), g.dim, g.count};
+    const BatchView<const S> cq = q, cd_batch = d;
+    const Scalars n = scalars(ws.numbers);
     S* cg = ws.g_coefficients.data();
     S* cd = ws.d_coefficients.data();
     S* last = ws.last_coefficients.data();
     Index* rank = rank_.data();
     Index* head = head_.data();
+    Index* used = ws.used.data();
+    Index* slot = ws.slot.data();
     const Index memory = memory_;
     const bool drop_first = when_full == WhenFull::discard_oldest_first;
+    const bool keeps_all = when_full == WhenFull::freeze || when_full == WhenFull::restart;
 
-    // V^T g and U^T d. What the oldest pair contributes to them is set apart where it has to go
-    // before the new pair is formed: n.u_from_oldest holds v_0 . g_old, n.next_from_oldest u_0 . d.
-    B::project(a, v(), rank, g, cg);
-    B::project(a, u(), rank, d, cd);
+    // No slot for the new pair where there is no memory, H is frozen or starts afresh.
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      const bool full = rank[s] == memory;
+      slot[s] = memory == 0 || (full && keeps_all) ? -1 : head[s];
+      if (full && when_full == WhenFull::restart) rank[s] = head[s] = 0;
+      used[s] = slot[s] < 0 ? 0 : rank[s];
+    });
+    // V^T g is there, and U^T d. What the oldest pair contributes to them is set apart where it has
+    // to go before the new pair is formed: n.u_from_oldest holds v_0 . g_old, n.next_from_oldest
+    // u_0 . d.
+    B::project(a, u(), used, d, cd);
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
       const Index oldest = s * memory + head[s];
-      const bool full = rank[s] == memory;
-      n.u_from_oldest[s] = full && drop_first ? last[oldest] : S(0);
-      n.next_from_oldest[s] = full && drop_first ? cd[oldest] : S(0);
-      if (full && drop_first) cg[oldest] = cd[oldest] = 0;
+      const bool drops = slot[s] >= 0 && rank[s] == memory && drop_first;
+      n.u_from_oldest[s] = drops ? last[oldest] : S(0);
+      n.next_from_oldest[s] = drops ? cd[oldest] : S(0);
+      if (drops) cg[oldest] = cd[oldest] = 0;
     });
-    // q = H g, w = H^T d
-    B::axpby(a, S(-1), g, S(0), q);
-    B::combine(a, u(), rank, cg, q);
-    B::axpby(a, S(-1), BatchView<const S>(d), S(0), w);
-    B::combine(a, v(), rank, cd, w);
+    // q = H g
+    B::combine(a, u(), rank, cg, S(-1), g, q);
     B::dot(a, d, q, n.dq);
     B::dot(a, d, d, n.dd);
 
@@ -172,45 +180,44 @@ class LowRankPairs {
       // H g_old = -d - kappa u_0, where kappa = v_0 . g_old if the oldest pair has just gone.
       const S kappa = n.u_from_oldest[s];
       const S dz_dg = length[s] * (n.dq[s] + n.dd[s] + kappa * n.next_from_oldest[s]);
-      const bool safe = detail::safe_denominator(dz_dg, length[s] * n.dd[s]);
-      skipped[s] = !safe;
+      const bool updates = slot[s] >= 0;
+      const bool safe = updates && detail::safe_denominator(dz_dg, length[s] * n.dd[s]);
+      skipped[s] = updates && !safe;
       // u = (dz - H dg) / (v . dg) = ((length - 1) d - q - kappa u_0) / (v . dg)
       n.u_from_d[s] = safe ? (length[s] - 1) / dz_dg : S(0);
       n.u_from_q[s] = safe ? -1 / dz_dg : S(0);
       n.u_from_oldest[s] = safe ? -kappa / dz_dg : S(0);
+      n.keep_u[s] = safe;
       // H_new g = q - (v_0 . g) u_0 + (v . g) u, the middle term if the oldest pair goes now.
       const Index oldest = s * memory + head[s];
-      const bool drop_now = rank[s] == memory && !drop_first;
+      const bool drop_now = updates && rank[s] == memory && !drop_first;
       n.next_from_oldest[s] = drop_now ? -cg[oldest] : S(0);
-      n.next_from_u[s] = -length[s] * n.dq[s];
-      n.keep_u[s] = safe;
-      n.keep_v[s] = safe ? length[s] : S(0);
+      n.next_from_u[s] = safe ? -length[s] * n.dq[s] : S(0);
+      // v = length H^T d = -length d + V (length U^T d), zeros where it is left out
+      n.keep_v[s] = safe ? -length[s] : S(0);
+      if (!safe) used[s] = 0;
+      for (Index i = 0; i < used[s]; ++i) cd[s * memory + i] *= length[s];
       // V^T g with all pairs of the next step, for the day when the next oldest pair goes.
+      if (!updates) return;
       for (Index i = 0; i < rank[s]; ++i) last[s * memory + i] = cg[s * memory + i];
       last[oldest] = safe ? length[s] * n.dq[s] : S(0);
     });
+    B::extend(a, v(), used, cd, n.keep_v, cd_batch, slot, BatchView<S>{}, n.dd);
     // d <- u, q <- H g without the oldest pair, then d <- -q - (v . g) u
-    B::axpby(a, n.u_from_q, BatchView<const S>(q), n.u_from_d, d);
+    B::axpby(a, n.u_from_q, cq, n.u_from_d, d);
     B::accumulate(a, n.u_from_oldest, u(), head, d);
     B::accumulate(a, n.next_from_oldest, u(), head, q);
-    B::store(a, n.keep_u, d, u(), head);
-    B::store(a, n.keep_v, w, v(), head);
+    B::store(a, n.keep_u, cd_batch, u(), slot);
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
       n.dd[s] = -1;
+      if (slot[s] < 0) return;
       head[s] = (head[s] + 1) % memory;
       rank[s] = rank[s] < memory ? rank[s] + 1 : memory;
     });
-    B::axpby(a, n.dd, BatchView<const S>(q), n.next_from_u, d);
+    B::axpby(a, n.dd, cq, n.next_from_u, d);
   }
 
  private:
-  /// d = -H g, without an update.
-  void descend(Samples a, BatchView<const S> g, BatchView<S> d, Workspace& ws) const {
-    const BatchView<S> q = ws.q.batch(g.dim, g.count);
-    apply(a, g, q, ws.g_coefficients);
-    B::axpby(a, S(-1), BatchView<const S>(q), S(0), d);
-  }
-
   Index dim_ = 0, memory_ = 0;
   Array<B> u_, v_;
   Array<B, Index> rank_, head_;

@@ -75,8 +75,7 @@ class Multisecant {
         coefficients[s * memory + i] = sum;
       }
     });
-    B::axpby(a, -beta_, x, S(0), y);
-    B::combine(a, right, rank, coefficients, y);
+    B::combine(a, right, rank, coefficients, -beta_, x, y);
   }
 
  private:

@@ -50,6 +50,7 @@ struct Anderson {
   template <KeepInverse keep = KeepInverse::yes, FixedPointMap Map, class Observer = NoObserver>
   void solve(Map& f, BatchView<typename Map::Backend::Scalar> z,
              Workspace<typename Map::Backend>& ws, Observer&& observer = {}) const {
+    detail::check_observer<Observer>();
     using B = typename Map::Backend;
     using S = typename B::Scalar;
     validate();
@@ -59,6 +60,7 @@ struct Anderson {
                        z_last = ws.z_last.batch(z.dim, z.count);
     ws.r.resize(z.count * memory * memory);
     ws.gamma.resize(z.count * memory);
+    ws.exhausted.resize(z.count);
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
     Index* rank = h.ranks();
     B::for_each(active, [=] DEQ_HOST_DEVICE(Index s) { rank[s] = 0; });
@@ -71,7 +73,7 @@ struct Anderson {
       active = ws.monitor.judge(active, k, ws.evaluate(f, active, z), z, g, observer);
       if (keep == KeepInverse::yes && k == stopping.max_iterations)
         active = ws.monitor.with_status(ws.monitor.everybody(), SolveStatus::budget_exhausted,
-                                        ws.exhausted);
+                                        ws.exhausted.data());
       if (memory > 0) {
         remember<B>(active, z, g, z_last, g_last, ws);
         ws.monitor.count_skipped(active, ws.skipped.data());
@@ -98,14 +100,17 @@ struct Anderson {
     Index m;
     S regularization;
 
-    /// c <- argmin ||R c - b||^2 + lambda ||c||^2 of sample s, for b given in c.
-    DEQ_HOST_DEVICE void solve(Index s, S* c) const {
+    /// lambda of sample s.
+    DEQ_HOST_DEVICE S ridge(Index s) const {
       const S* rs = r + s * m * m;
       S largest = 0;
       for (Index i = 0; i < rank[s]; ++i)
         largest = std::abs(rs[i + i * m]) > largest ? std::abs(rs[i + i * m]) : largest;
-      detail::solve_ridge(rs, m, rank[s], regularization * largest * largest, c,
-                          work + s * m * (m + 1));
+      return regularization * largest * largest;
+    }
+    /// c <- argmin ||R c - b||^2 + lambda ||c||^2 of sample s, for b given in c.
+    DEQ_HOST_DEVICE void solve(Index s, S lambda, S* c) const {
+      detail::solve_ridge(r + s * m * m, m, rank[s], lambda, c, work + s * m * (m + 1));
     }
   };
   template <class B>
@@ -126,11 +131,12 @@ struct Anderson {
     B::project(a, BasisView<const S>(h.q_basis()), h.ranks(), g, gamma);
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
       S* c = gamma + s * squares.m;
-      squares.solve(s, c);
+      squares.solve(s, squares.ridge(s), c);
       for (Index i = 0; i < squares.rank[s]; ++i) c[i] = -c[i];
     });
     B::axpby(a, static_cast<S>(beta), BatchView<const S>(g), S(1), z);
-    B::combine(a, BasisView<const S>(h.y_basis()), h.ranks(), ws.gamma.data(), z);
+    B::combine(a, BasisView<const S>(h.y_basis()), h.ranks(), ws.gamma.data(), S(1),
+               BatchView<const S>(z), z);
   }
 
   /// Takes the differences of the last step into Q, R and Y.
@@ -175,7 +181,8 @@ struct Anderson {
         B::for_each(pending, [=] DEQ_HOST_DEVICE(Index s) {
           for (Index i = 0; i < rank[s]; ++i) c[s * m + i] = -c[s * m + i];
         });
-        B::combine(pending, BasisView<const S>(h.q_basis()), rank, c, dg);
+        B::combine(pending, BasisView<const S>(h.q_basis()), rank, c, S(1), BatchView<const S>(dg),
+                   dg);
       }
       B::dot(pending, dg, dg, number);
       B::for_each(pending, [=] DEQ_HOST_DEVICE(Index s) {
@@ -248,10 +255,11 @@ struct Anderson {
     const LeastSquares<S> squares = least_squares(a.count, ws);
     S* inverse = ws.inverse.m();
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      const S lambda = squares.ridge(s);
       for (Index j = 0; j < squares.rank[s]; ++j) {
         S* column = inverse + (s * squares.m + j) * squares.m;
         for (Index i = 0; i < squares.rank[s]; ++i) column[i] = i == j;
-        squares.solve(s, column);
+        squares.solve(s, lambda, column);
       }
     });
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include <deq/inverse/broyden_steps.hpp>
@@ -19,7 +20,8 @@ namespace deq {
 /// k - 1 updates; when its budget ends, and the inverse is to be kept, with k.
 ///
 /// Storage: how H is kept, Pairs or StepsOnly. Cost: one evaluation of f a step, and what
-/// H::advance costs. Memory: the storage, and 6 D numbers a sample.
+/// H::residual and H::advance cost; a block of samples takes both in turn, so that a basis which
+/// fits a near cache comes from memory once. Memory: the storage, and 6 D numbers a sample.
 template <class Storage = Pairs, class LineSearch = FullStep>
 struct Broyden {
   static_assert(!(Storage::needs_unit_steps && !std::is_same_v<LineSearch, FullStep>),
@@ -44,7 +46,7 @@ struct Broyden {
     Evaluator<B> evaluate;
     Array<B> g, d, length;
     Array<B, bool> skipped;
-    Array<B, Index> exhausted;
+    Array<B, Index> going;
     typename Inverse<B>::Workspace update;
     typename LineSearch::template Workspace<B> line_search;
   };
@@ -52,31 +54,54 @@ struct Broyden {
   template <KeepInverse keep = KeepInverse::yes, FixedPointMap Map, class Observer = NoObserver>
   void solve(Map& f, BatchView<typename Map::Backend::Scalar> z,
              Workspace<typename Map::Backend>& ws, Observer&& observer = {}) const {
+    detail::check_observer<Observer>();
     using B = typename Map::Backend;
     using S = typename B::Scalar;
+    constexpr bool full_steps = std::is_same_v<LineSearch, FullStep>;
     validate();
-    const BatchView<S> g = ws.g.batch(z.dim, z.count), d = ws.d.batch(z.dim, z.count);
+    Inverse<B>& h = ws.inverse;
+    h.prepare(z.dim, memory, z.count, ws.update);
+    const BatchView<S> g = ws.g.batch(z.dim, z.count);
+    const BatchView<S> d = ws.d.batch(z.dim, Inverse<B>::keeps_direction ? 0 : z.count);
+    // A line search moves z itself; a full step is made where the direction is formed.
+    const BatchView<S> moving = full_steps ? z : BatchView<S>{};
     ws.length.resize(z.count);
     ws.skipped.resize(z.count);
-    Inverse<B>& h = ws.inverse;
-    h.prepare(z.dim, memory, z.count);
+    ws.going.resize(z.count);
 
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
     h.reset(active);
     B::fill(ws.length.data(), z.count, S(1));
-    active = ws.monitor.judge(active, 0, ws.evaluate(f, active, z), z, g, observer);
-    B::copy(active, g, d);  // d = -H g with H = -I
 
-    for (int k = 1; !active.empty(); ++k) {
-      const BatchView<const S> fz = line_search.template step<B>(
-          f, active, d, z, ws.length.data(), ws.monitor, ws.evaluate, ws.line_search);
-      active = ws.monitor.judge(active, k, fz, z, g, observer);
-      if (keep == KeepInverse::yes && k == stopping.max_iterations)
-        active = ws.monitor.with_status(ws.monitor.everybody(), SolveStatus::budget_exhausted,
-                                        ws.exhausted);
-      h.advance(active, when_full, g, d, ws.length.data(), ws.skipped.data(), ws.update);
-      ws.monitor.count_skipped(active, ws.skipped.data());
-      if (k == stopping.max_iterations) break;
+    // What lies between two evaluations of f, for the n active samples from `first` on: the verdict
+    // on the residual of f(z), and for those who go on the update of H and the next step.
+    const auto between = [&](int k, BatchView<const S> fz, Index first, Index n) {
+      const Samples a{active.id + first, n};
+      h.residual(a, fz.columns(first, n), z, g, ws.monitor.g_squared(), ws.monitor.f_squared(),
+                 ws.update);
+      ws.monitor.verdict(a, first, k, z, observer);
+      const bool last = keep == KeepInverse::yes && k == stopping.max_iterations;
+      const Samples going = ws.monitor.with_status(
+          a, last ? SolveStatus::budget_exhausted : SolveStatus::running, ws.going.data() + first);
+      if (k == 0) return h.begin(going, g, d, moving, ws.update);
+      h.advance(going, when_full, g, d, moving, ws.length.data(), ws.skipped.data(), ws.update);
+      ws.monitor.count_skipped(going, ws.skipped.data());
+    };
+
+    for (int k = 0; !active.empty(); ++k) {
+      BatchView<const S> fz;
+      if constexpr (full_steps)
+        fz = ws.evaluate(f, active, z);
+      else
+        fz = k == 0 ? ws.evaluate(f, active, z)
+                    : line_search.template step<B>(f, active, d, z, ws.length.data(), ws.monitor,
+                                                   ws.evaluate, ws.line_search);
+      const auto part = [&](Index first, Index n) { between(k, fz, first, n); };
+      if (ws.monitor.each_alone(observer))
+        B::in_blocks(active.count, z.dim * (std::min<Index>(k, memory) + 4), part);
+      else
+        part(0, active.count);
+      active = ws.monitor.running(active);
     }
     ws.monitor.finish(z, ws.report);
   }

@@ -31,6 +31,7 @@ struct FixedPoint {
   template <KeepInverse keep = KeepInverse::no, FixedPointMap Map, class Observer = NoObserver>
   void solve(Map& f, BatchView<typename Map::Backend::Scalar> z,
              Workspace<typename Map::Backend>& ws, Observer&& observer = {}) const {
+    detail::check_observer<Observer>();
     using B = typename Map::Backend;
     using S = typename B::Scalar;
     static_assert(keep == KeepInverse::no, "deq: FixedPoint leaves no inverse Jacobian behind");

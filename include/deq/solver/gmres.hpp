@@ -42,6 +42,7 @@ struct Gmres {
   template <KeepInverse keep = KeepInverse::no, AffineMap Map, class Observer = NoObserver>
   void solve(Map& f, BatchView<typename Map::Backend::Scalar> z,
              Workspace<typename Map::Backend>& ws, Observer&& observer = {}) const {
+    detail::check_observer<Observer>();
     using B = typename Map::Backend;
     static_assert(keep == KeepInverse::no, "deq: Gmres leaves no inverse Jacobian behind");
     require(restart >= 1, "Gmres: restart must be >= 1, got ", restart);
@@ -119,7 +120,7 @@ struct Gmres {
         B::for_each(growing, [=] DEQ_HOST_DEVICE(Index s) {
           for (Index i = 0; i < rank[s]; ++i) c[s * (m + 1) + i] = -c[s * (m + 1) + i];
         });
-        B::combine(growing, BasisView<const S>(basis), rank, c, w);
+        B::combine(growing, BasisView<const S>(basis), rank, c, S(1), BatchView<const S>(w), w);
       }
       B::dot(growing, w, w, number);
       B::for_each(growing, [=] DEQ_HOST_DEVICE(Index s) {
@@ -157,7 +158,7 @@ struct Gmres {
       S* y = rhs + s * (m + 1);
       detail::solve_upper(hessenberg + s * m * (m + 1), m + 1, columns[s], y);
     });
-    B::combine(a, BasisView<const S>(basis), columns, rhs, z);
+    B::combine(a, BasisView<const S>(basis), columns, rhs, S(1), BatchView<const S>(z), z);
   }
 };
 

@@ -10,23 +10,12 @@
 
 namespace deq {
 
-/// z <- z + d, always. What the paper and the original code do.
+/// z <- z + d, always. What the paper and the original code do. The inverse moves z as it forms d.
 struct FullStep {
   template <class B>
   struct Workspace {};
 
   void validate(const Stopping&) const {}
-
-  /// Moves the active samples of z along d; returns f(z), compact.
-  template <Backend B, class Map>
-  BatchView<const typename B::Scalar> step(Map& f, Samples a, BatchView<typename B::Scalar> d,
-                                           BatchView<typename B::Scalar> z, typename B::Scalar*,
-                                           Monitor<B>&, Evaluator<B>& evaluate,
-                                           Workspace<B>&) const {
-    using S = typename B::Scalar;
-    B::axpby(a, S(1), BatchView<const S>(d), S(1), z);
-    return evaluate(f, a, z);
-  }
 };
 
 /// Backtracking until Armijo's condition holds for the squared residual,

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include <deq/backend/array.hpp>
@@ -144,6 +146,23 @@ struct Observation {
 /// The observer that observes nothing, and costs nothing.
 struct NoObserver {};
 
+/// Called with a const Observation& after every evaluation; true ends the solve.
+template <class F>
+concept SolveObserver = std::same_as<std::remove_cvref_t<F>, NoObserver> ||
+    requires(F& observer, const Observation& seen) {
+  { observer(seen) } -> std::convertible_to<bool>;
+};
+
+namespace detail {
+/// The entrance of every solver.
+template <class Observer>
+constexpr void check_observer() {
+  static_assert(SolveObserver<Observer>,
+                "deq: an observer is called with a const deq::Observation& and returns a bool, "
+                "true to end the solve");
+}
+}  // namespace detail
+
 /// Keeps the books of a solve: who is still active, how everybody stands, the best iterates.
 template <Backend B>
 class Monitor {
@@ -163,6 +182,7 @@ class Monitor {
     relative_history_.resize(count * history_length_);
     absolute_history_.resize(count * history_length_);
     active_.resize(count);
+    improved_.resize(count);
     B::copy_bytes(active_.data(), everybody().id, static_cast<std::size_t>(count) * sizeof(Index));
     Progress* progress = progress_.data();
     B::for_each(everybody(), [=] DEQ_HOST_DEVICE(Index s) { progress[s] = Progress{}; });
@@ -173,13 +193,20 @@ class Monitor {
   S* g_squared() { return g_squared_.data(); }
   S* f_squared() { return f_squared_.data(); }
 
-  /// G = F - Z for the active samples (F compact), and what the stopping rule makes of it at step
-  /// k: best iterates are put aside, the observer is asked, whoever has finished is retired.
-  /// Returns who goes on.
+  /// G = F - Z for the active samples (F compact), and the verdict on it. Returns who goes on.
   template <class Observer>
   Samples judge(Samples a, int k, BatchView<const S> f, BatchView<const S> z, BatchView<S> g,
                 Observer&& observer) {
     B::residual(a, f, z, g, g_squared(), f_squared());
+    verdict(a, 0, k, z, observer);
+    return running(a);
+  }
+
+  /// What the stopping rule makes of the norms g_squared() and f_squared() at step k: best iterates
+  /// are put aside, the observer is asked, whoever has finished gets his status. Of samples that
+  /// are judged `each_alone`, a few at a time may be, in any order: those from position `first` on.
+  template <class Observer>
+  void verdict(Samples a, Index first, int k, BatchView<const S> z, Observer&& observer) {
     if (rule_.scope == Scope::batch) share_norms(a);
     Progress* progress = progress_.data();
     const S* gg = g_squared();
@@ -192,30 +219,31 @@ class Monitor {
       detail::judge(rule, progress[s], relative + s * stride, absolute + s * stride, k,
                     static_cast<double>(gg[s]), static_cast<double>(ff[s]));
     });
-    improved_.resize(count_);
     const Samples improved = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; }, improved_.data());
+        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; }, improved_.data() + first);
     B::copy(improved, z, {best_.data(), z.dim, count_});
-    if constexpr (!std::is_same_v<std::remove_cvref_t<Observer>, NoObserver>) {
+    if constexpr (!std::same_as<std::remove_cvref_t<Observer>, NoObserver> &&
+                  SolveObserver<Observer>) {
       if (observer(Observation{k, a, progress}))
         B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
           if (progress[s].report.status == SolveStatus::running)
             progress[s].report.status = SolveStatus::stopped;
         });
     }
-    return B::filter(
-        a,
-        [=] DEQ_HOST_DEVICE(Index s) { return progress[s].report.status == SolveStatus::running; },
-        active_.data());
   }
+  /// No verdict needs to know of any other sample.
+  template <class Observer>
+  bool each_alone(const Observer&) const {
+    return rule_.scope == Scope::sample && std::is_same_v<Observer, NoObserver>;
+  }
+  /// Those of the active samples that have not finished, the new active ones.
+  Samples running(Samples a) { return with_status(a, SolveStatus::running, active_.data()); }
 
   /// Those of the samples `a` that ended with the given status.
-  Samples with_status(Samples a, SolveStatus status, Array<B, Index>& ids) const {
+  Samples with_status(Samples a, SolveStatus status, Index* ids) const {
     const Progress* progress = progress_.data();
-    ids.resize(count_);
     return B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].report.status == status; },
-        ids.data());
+        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].report.status == status; }, ids);
   }
 
   /// Counts an update of the inverse that had to be left out, for the samples where skipped[s].

@@ -9,6 +9,7 @@
 
 #include <deq/backend/array.hpp>
 #include <deq/backend/concept.hpp>
+#include <deq/backend/cpu/basis.hpp>
 #include <deq/backend/cpu/lanes.hpp>
 #include <deq/core/host_pool.hpp>
 #include <deq/core/parallel.hpp>
@@ -78,32 +79,63 @@ struct Cpu {
     over(a, h.dim * std::max<Index>(h.capacity, 1), [=](Index s, Index) {
       S* c = out + s * h.capacity;
       std::fill_n(c, rank[s], S(0));
-      // Panels of x that stay in the first-level cache while every vector of the basis passes by.
-      for (Index first = 0; first < h.dim; first += panel) {
-        const Index n = std::min(panel, h.dim - first);
-        for (Index i = 0; i < rank[s]; ++i)
-          c[i] += detail::dot(h.vec(s, i) + first, x.col(s) + first, n);
-      }
+      detail::in_panels(h.dim, [&](Index first, Index n) {
+        detail::add_dots(h, s, rank[s], first, n, x.col(s) + first, c);
+      });
     });
   }
-  static void combine(Samples a, ConstBasis h, const Index* rank, const S* coefficient, View y) {
-    over(a, h.dim * std::max<Index>(h.capacity, 1), [=](Index s, Index) {
-      const S* c = coefficient + s * h.capacity;
-      for (Index first = 0; first < h.dim; first += panel) {
-        const Index n = std::min(panel, h.dim - first);
+  static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
+                       ConstBasis h, const Index* rank, S* out) {
+    over(a, h.dim * (h.capacity + 1), [=](Index s, Index j) {
+      S* c = out + s * h.capacity;
+      std::fill_n(c, rank[s], S(0));
+      S gg = 0, ff = 0;
+      detail::in_panels(h.dim, [&](Index first, Index n) {
+        S* gs = g.col(s) + first;
+        detail::subtract(f.col(j) + first, z.col(s) + first, gs, n, gg, ff);
+        detail::add_dots<S>(h, s, rank[s], first, n, gs, c);
+      });
+      g_squared[s] = gg;
+      f_squared[s] = ff;
+    });
+  }
+  static void combine(Samples a, ConstBasis h, const Index* rank, const S* coefficient, S alpha,
+                      ConstView x, View y) {
+    over(a, h.dim * (h.capacity + 1), [=](Index s, Index) {
+      detail::in_panels(h.dim, [&](Index first, Index n) {
         S* ys = y.col(s) + first;
-        for (Index i = 0; i < rank[s]; ++i) {
-          const S* hi = h.vec(s, i) + first;
-          const S ci = c[i];
-          for (Index k = 0; k < n; ++k) ys[k] += ci * hi[k];
+        const S* xs = x.col(s) + first;
+        if (xs != ys || alpha != S(1))
+          for (Index i = 0; i < n; ++i) ys[i] = alpha * xs[i];
+        detail::add_combination(h, s, rank[s], first, n, coefficient + s * h.capacity, ys);
+      });
+    });
+  }
+  static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
+                     ConstView x, const Index* slot, View z, S* squared) {
+    over(a, h.dim * (h.capacity + 1), [=](Index s, Index) {
+      S y[detail::panel];
+      S yy = 0;
+      detail::in_panels(h.dim, [&](Index first, Index n) {
+        const S* xs = x.col(s) + first;
+        const S p = alpha[s];
+        for (Index i = 0; i < n; ++i) y[i] = p == S(0) ? S(0) : p * xs[i];
+        detail::add_combination<S>(h, s, rank[s], first, n, coefficient + s * h.capacity, y);
+        if (z.data) {
+          S* zs = z.col(s) + first;
+          for (Index i = 0; i < n; ++i) zs[i] += y[i];
         }
-      }
+        if (slot[s] >= 0) copy_column(y, h.vec(s, slot[s]) + first, n);
+        yy += detail::dot(y, y, n);
+      });
+      squared[s] = yy;
     });
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
     over(a, h.dim, [=](Index s, Index) {
       const S p = alpha[s];
       const S* xs = x.col(s);
+      if (slot[s] < 0) return;
       S* hs = h.vec(s, slot[s]);
       // 0 * x must be 0 even where x is not finite: that is how a pair is left out.
       if (p == S(0))
@@ -134,6 +166,15 @@ struct Cpu {
     });
   }
 
+  /// Blocks of 16384 numbers or so: what one block reads twice comes from a near cache the second
+  /// time.
+  template <class Function>
+  static void in_blocks(Index count, Index work, Function&& function) {
+    if (count * work < 65536) return function(Index{0}, count);
+    const Index block = std::max<Index>(1, 16384 / work);
+    parallel_for((count + block - 1) / block,
+                 [&](Index b) { function(b * block, std::min(block, count - b * block)); });
+  }
   template <class Function>
   static void for_each(Samples a, Function&& function) {
     for (Index j = 0; j < a.count; ++j) function(a[j]);
@@ -154,8 +195,6 @@ struct Cpu {
   }
 
  private:
-  static constexpr Index panel = 2048;
-
   static void copy_column(const S* from, S* to, Index n) {
     std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(S));
   }

@@ -35,4 +35,12 @@ inline S dot(const S* x, const S* y, Index n) {
   return lane_sum<S>(n, [=](Index i) { return x[i] * y[i]; });
 }
 
+/// g = f - z, n numbers; adds ||g||^2 and ||f||^2.
+template <class S>
+inline void subtract(const S* f, const S* z, S* g, Index n, S& g_squared, S& f_squared) {
+  for (Index i = 0; i < n; ++i) g[i] = f[i] - z[i];
+  g_squared += dot(g, g, n);
+  f_squared += dot(f, f, n);
+}
+
 }  // namespace deq::detail

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+// The two loops that a limited-memory method spends its time in: many vectors times one, and one
+// plus a combination of many. Four vectors share each load of the fifth, which stays in the first
+// level cache (a panel) or in registers.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include <deq/backend/cpu/lanes.hpp>
+
+namespace deq::detail {
+
+/// Numbers of one vector that are worked on while every vector of the basis passes by.
+inline constexpr Index panel = 2048;
+
+#if defined(__AVX512F__)
+inline constexpr int register_bytes = 64;
+#elif defined(__AVX__)
+inline constexpr int register_bytes = 32;
+#else
+inline constexpr int register_bytes = 16;
+#endif
+
+/// One vector register: of GCC and Clang, so that it is in a register at any level of optimisation.
+template <class S>
+struct Register;
+template <>
+struct Register<float> {
+  typedef float type __attribute__((vector_size(register_bytes)));
+};
+template <>
+struct Register<double> {
+  typedef double type __attribute__((vector_size(register_bytes)));
+};
+template <class S>
+using register_of = typename Register<S>::type;
+template <class S>
+inline constexpr Index width = register_bytes / static_cast<Index>(sizeof(S));
+
+template <class S>
+[[gnu::always_inline]] inline register_of<S> load(const S* p) {
+  register_of<S> r;
+  std::memcpy(&r, p, sizeof r);
+  return r;
+}
+template <class S>
+[[gnu::always_inline]] inline void save(S* p, register_of<S> r) {
+  std::memcpy(p, &r, sizeof r);
+}
+template <class S>
+inline S sum(register_of<S> r) {
+  S part[width<S>];
+  save(part, r);
+  for (Index half = width<S> / 2; half > 0; half /= 2)
+    for (Index l = 0; l < half; ++l) part[l] += part[l + half];
+  return part[0];
+}
+
+/// body(0), ..., body(N - 1) with constants, written out.
+template <int N, class Body>
+[[gnu::always_inline]] inline void unrolled(Body&& body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, i>{}), ...);
+  }
+  (std::make_integer_sequence<int, N>{});
+}
+
+/// out_v += h_v . x for N vectors at h, h + stride, ... A product has the same bits whatever N is.
+template <int N, class S>
+inline void add_dots(const S* h, Index stride, const S* x, Index n, S* out) {
+  constexpr Index w = width<S>;
+  register_of<S> low[N] = {}, high[N] = {};
+  Index i = 0;
+  for (; i + 2 * w <= n; i += 2 * w) {
+    const register_of<S> x0 = load(x + i), x1 = load(x + i + w);
+    unrolled<N>([&](auto v) __attribute__((always_inline)) {
+      low[v] += load(h + v * stride + i) * x0;
+      high[v] += load(h + v * stride + i + w) * x1;
+    });
+  }
+  if (i + w <= n) {
+    const register_of<S> x0 = load(x + i);
+    unrolled<N>([&](auto v)
+                    __attribute__((always_inline)) { low[v] += load(h + v * stride + i) * x0; });
+    i += w;
+  }
+  S rest[N] = {};
+  for (; i < n; ++i)
+    unrolled<N>([&](auto v)
+                    __attribute__((always_inline)) { rest[v] += h[v * stride + i] * x[i]; });
+  unrolled<N>([&](auto v)
+                  __attribute__((always_inline)) { out[v] += sum<S>(low[v] + high[v]) + rest[v]; });
+}
+
+/// y += sum_v c_v h_v for N vectors, in the order of v.
+template <int N, class S>
+inline void add_combination(const S* h, Index stride, const S* c, S* y, Index n) {
+  constexpr Index w = width<S>;
+  Index i = 0;
+  for (; i + 2 * w <= n; i += 2 * w) {
+    register_of<S> y0 = load(y + i), y1 = load(y + i + w);
+    unrolled<N>([&](auto v) __attribute__((always_inline)) {
+      y0 += c[v] * load(h + v * stride + i);
+      y1 += c[v] * load(h + v * stride + i + w);
+    });
+    save(y + i, y0);
+    save(y + i + w, y1);
+  }
+  if (i + w <= n) {
+    register_of<S> y0 = load(y + i);
+    unrolled<N>([&](auto v)
+                    __attribute__((always_inline)) { y0 += c[v] * load(h + v * stride + i); });
+    save(y + i, y0);
+    i += w;
+  }
+  for (; i < n; ++i)
+    unrolled<N>([&](auto v) __attribute__((always_inline)) { y[i] += c[v] * h[v * stride + i]; });
+}
+
+/// body(integral_constant N, first) over groups of at most `most` of `count` vectors.
+template <int most, class Body>
+[[gnu::always_inline]] inline void in_groups(Index count, Body&& body) {
+  Index v = 0;
+  for (; v + most <= count; v += most) body(std::integral_constant<int, most>{}, v);
+  if constexpr (most > 1)
+    unrolled<most - 1>([&](auto i) __attribute__((always_inline)) {
+      if (count - v == i + 1) body(std::integral_constant<int, i + 1>{}, v);
+    });
+}
+
+/// out_v += h_v . x for the first `rank` vectors of sample s, the numbers [first, first + n) of
+/// each.
+template <class S>
+inline void add_dots(BasisView<const S> h, Index s, Index rank, Index first, Index n, const S* x,
+                     S* out) {
+  in_groups<4>(rank,
+               [&](auto N, Index v) { add_dots<N>(h.vec(s, v) + first, h.dim, x, n, out + v); });
+}
+/// y += sum_v c_v h_v, likewise.
+template <class S>
+inline void add_combination(BasisView<const S> h, Index s, Index rank, Index first, Index n,
+                            const S* c, S* y) {
+  in_groups<4>(
+      rank, [&](auto N, Index v) { add_combination<N>(h.vec(s, v) + first, h.dim, c + v, y, n); });
+}
+
+/// body(first, n) over the panels of [0, dim).
+template <class Body>
+inline void in_panels(Index dim, Body&& body) {
+  for (Index first = 0; first < dim; first += panel) body(first, std::min(panel, dim - first));
+}
+
+}  // namespace deq::detail

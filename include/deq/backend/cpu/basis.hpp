@@ -5,119 +5,68 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
-#include <type_traits>
-#include <utility>
 
 #include <deq/backend/cpu/lanes.hpp>
+#include <deq/backend/cpu/simd.hpp>
 
 namespace deq::detail {
 
 /// Numbers of one vector that are worked on while every vector of the basis passes by.
 inline constexpr Index panel = 2048;
 
-#if defined(__AVX512F__)
-inline constexpr int register_bytes = 64;
-#elif defined(__AVX__)
-inline constexpr int register_bytes = 32;
-#else
-inline constexpr int register_bytes = 16;
-#endif
-
-/// One vector register: of GCC and Clang, so that it is in a register at any level of optimisation.
 template <class S>
-struct Register;
-template <>
-struct Register<float> {
-  typedef float type __attribute__((vector_size(register_bytes)));
-};
-template <>
-struct Register<double> {
-  typedef double type __attribute__((vector_size(register_bytes)));
-};
-template <class S>
-using register_of = typename Register<S>::type;
-template <class S>
-inline constexpr Index width = register_bytes / static_cast<Index>(sizeof(S));
-
-template <class S>
-[[gnu::always_inline]] inline register_of<S> load(const S* p) {
-  register_of<S> r;
-  std::memcpy(&r, p, sizeof r);
-  return r;
-}
-template <class S>
-[[gnu::always_inline]] inline void save(S* p, register_of<S> r) {
-  std::memcpy(p, &r, sizeof r);
-}
-template <class S>
-inline S sum(register_of<S> r) {
-  S part[width<S>];
-  save(part, r);
-  for (Index half = width<S> / 2; half > 0; half /= 2)
+inline S sum(const Simd<S>& r) {
+  S part[simd_width<S>];
+  store(part, r);
+  for (Index half = simd_width<S> / 2; half > 0; half /= 2)
     for (Index l = 0; l < half; ++l) part[l] += part[l + half];
   return part[0];
-}
-
-/// body(0), ..., body(N - 1) with constants, written out.
-template <int N, class Body>
-[[gnu::always_inline]] inline void unrolled(Body&& body) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, i>{}), ...);
-  }
-  (std::make_integer_sequence<int, N>{});
 }
 
 /// out_v += h_v . x for N vectors at h, h + stride, ... A product has the same bits whatever N is.
 template <int N, class S>
 inline void add_dots(const S* h, Index stride, const S* x, Index n, S* out) {
-  constexpr Index w = width<S>;
-  register_of<S> low[N] = {}, high[N] = {};
+  constexpr Index w = simd_width<S>;
+  Simd<S> low[N] = {}, high[N] = {};
   Index i = 0;
   for (; i + 2 * w <= n; i += 2 * w) {
-    const register_of<S> x0 = load(x + i), x1 = load(x + i + w);
-    unrolled<N>([&](auto v) __attribute__((always_inline)) {
+    const Simd<S> x0 = load(x + i), x1 = load(x + i + w);
+    unroll<N>([&](auto v) DEQ_INLINE {
       low[v] += load(h + v * stride + i) * x0;
       high[v] += load(h + v * stride + i + w) * x1;
     });
   }
   if (i + w <= n) {
-    const register_of<S> x0 = load(x + i);
-    unrolled<N>([&](auto v)
-                    __attribute__((always_inline)) { low[v] += load(h + v * stride + i) * x0; });
+    const Simd<S> x0 = load(x + i);
+    unroll<N>([&](auto v) DEQ_INLINE { low[v] += load(h + v * stride + i) * x0; });
     i += w;
   }
   S rest[N] = {};
-  for (; i < n; ++i)
-    unrolled<N>([&](auto v)
-                    __attribute__((always_inline)) { rest[v] += h[v * stride + i] * x[i]; });
-  unrolled<N>([&](auto v)
-                  __attribute__((always_inline)) { out[v] += sum<S>(low[v] + high[v]) + rest[v]; });
+  for (; i < n; ++i) unroll<N>([&](auto v) DEQ_INLINE { rest[v] += h[v * stride + i] * x[i]; });
+  unroll<N>([&](auto v) DEQ_INLINE { out[v] += sum<S>(low[v] + high[v]) + rest[v]; });
 }
 
 /// y += sum_v c_v h_v for N vectors, in the order of v.
 template <int N, class S>
 inline void add_combination(const S* h, Index stride, const S* c, S* y, Index n) {
-  constexpr Index w = width<S>;
+  constexpr Index w = simd_width<S>;
   Index i = 0;
   for (; i + 2 * w <= n; i += 2 * w) {
-    register_of<S> y0 = load(y + i), y1 = load(y + i + w);
-    unrolled<N>([&](auto v) __attribute__((always_inline)) {
+    Simd<S> y0 = load(y + i), y1 = load(y + i + w);
+    unroll<N>([&](auto v) DEQ_INLINE {
       y0 += c[v] * load(h + v * stride + i);
       y1 += c[v] * load(h + v * stride + i + w);
     });
-    save(y + i, y0);
-    save(y + i + w, y1);
+    store(y + i, y0);
+    store(y + i + w, y1);
   }
   if (i + w <= n) {
-    register_of<S> y0 = load(y + i);
-    unrolled<N>([&](auto v)
-                    __attribute__((always_inline)) { y0 += c[v] * load(h + v * stride + i); });
-    save(y + i, y0);
+    Simd<S> y0 = load(y + i);
+    unroll<N>([&](auto v) DEQ_INLINE { y0 += c[v] * load(h + v * stride + i); });
+    store(y + i, y0);
     i += w;
   }
-  for (; i < n; ++i)
-    unrolled<N>([&](auto v) __attribute__((always_inline)) { y[i] += c[v] * h[v * stride + i]; });
+  for (; i < n; ++i) unroll<N>([&](auto v) DEQ_INLINE { y[i] += c[v] * h[v * stride + i]; });
 }
 
 /// body(integral_constant N, first) over groups of at most `most` of `count` vectors.
@@ -126,7 +75,7 @@ template <int most, class Body>
   Index v = 0;
   for (; v + most <= count; v += most) body(std::integral_constant<int, most>{}, v);
   if constexpr (most > 1)
-    unrolled<most - 1>([&](auto i) __attribute__((always_inline)) {
+    unroll<most - 1>([&](auto i) DEQ_INLINE {
       if (count - v == i + 1) body(std::integral_constant<int, i + 1>{}, v);
     });
 }

@@ -9,7 +9,7 @@ but for rounding. ORIGINAL = True takes the six passes.
 
 import torch
 
-from low_rank import Bmm, LowRank
+from low_rank import LowRank
 
 ORIGINAL = False
 
@@ -25,11 +25,11 @@ def safe_reciprocal(x):
 
 
 @torch.no_grad()
-def broyden(f, z, iterations, memory=None, products=Bmm):
-    """The best z and the inverse of the last update; no tolerance, so `iterations` steps. With less
+def broyden(f, z, iterations, h, memory=None):
+    """The best of `iterations` steps from z, with no tolerance; leaves the inverse in h. With less
     memory than steps the newest pairs overwrite the oldest."""
     memory = memory or iterations
-    h = LowRank(*(len(z), memory, z.shape[1]), products)
+    h.reset(len(z), memory, z.shape[1])
     fz = f(z)
     g = fz - z
     lowest, best = float(g.norm() / (fz.norm() + 1e-9)), z
@@ -54,4 +54,4 @@ def broyden(f, z, iterations, memory=None, products=Bmm):
         h.rank = min(k + 1, memory)
         forgets = k >= memory  # then the product with the old pairs is not the one that is needed
         d = -h.apply(g) if ORIGINAL or forgets else torch.addcmul(hg, u, vg).neg_()
-    return best, h
+    return best

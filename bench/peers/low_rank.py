@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """H = -I + sum_i u_i v_i^T, one H a sample: u and v are (batch, memory, D), allocated once.
 
-Three formulations of the two products, for choices.py to compare. All read each array once.
+Formulations of the two products, for choices.py to compare; `Fastest` is what the peer uses.
 """
 
 import torch
@@ -32,6 +32,18 @@ class Bmm:
         return y
 
 
+class Mul:
+    """Elementwise, with a temporary of the size of the basis."""
+
+    @staticmethod
+    def project(basis, x):
+        return (basis * x.unsqueeze(1)).sum(2)
+
+    @staticmethod
+    def combine(basis, c, y):
+        return y.add_((basis * c.unsqueeze(2)).sum(1))
+
+
 class Mv:
     """One matrix-vector product of BLAS a sample, in a Python loop."""
 
@@ -49,14 +61,34 @@ class Mv:
         return y
 
 
-class LowRank:
-    """The inverse Jacobian that Broyden's method builds."""
+class Fastest:
+    """What choices.py found: a loop of BLAS's products where they are long; where not, the loop costs
+    more than it saves, and torch's batched product with a vector is slow."""
 
-    def __init__(self, batch, memory, dim, products):
-        self.u = torch.empty(batch, memory, dim)
-        self.v = torch.empty(batch, memory, dim)
-        self.rank = 0
+    LONG = 8192
+
+    @staticmethod
+    def project(basis, x):
+        return (Mv if x.shape[1] >= Fastest.LONG else Mul).project(basis, x)
+
+    @staticmethod
+    def combine(basis, c, y):
+        return (Mv if y.shape[1] >= Fastest.LONG else Bmm).combine(basis, c, y)
+
+
+class LowRank:
+    """The inverse Jacobian that Broyden's method builds. `reset` takes the memory of the last solve
+    if it has the size."""
+
+    def __init__(self, products=Fastest):
         self.products = products
+        self.u = self.v = torch.empty(0)
+        self.rank = 0
+
+    def reset(self, batch, memory, dim):
+        if self.u.shape != (batch, memory, dim):
+            self.u, self.v = torch.empty(batch, memory, dim), torch.empty(batch, memory, dim)
+        self.rank = 0
 
     def apply(self, x):
         """H x"""

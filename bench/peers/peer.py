@@ -13,6 +13,7 @@ from anderson import anderson, fixed_point
 from broyden import broyden
 from dense import DenseTanh
 from gradients import logits, training_pass
+from low_rank import LowRank
 from mdeq import Mdeq
 from safetensors import load
 
@@ -71,12 +72,13 @@ class DenseCase:
     def __init__(self, name, tensors):
         self.method = name.split("_")[0] if name != "fixed_point_512_32" else "fixed_point"
         self.f = DenseTanh(tensors)
+        self.inverse = LowRank()
         self.per_call = 1
 
     def work(self):
         z = self.f.start()
         if self.method == "broyden":
-            return broyden(self.f, z, DENSE_ITERATIONS)[0]
+            return broyden(self.f, z, DENSE_ITERATIONS, self.inverse)
         if self.method == "anderson":
             return anderson(self.f, z, DENSE_ITERATIONS, memory=7)
         return fixed_point(self.f, z, DENSE_ITERATIONS)

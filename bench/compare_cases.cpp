@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <functional>
 #include <numeric>
@@ -44,35 +45,52 @@ struct Options {
   int threads = 2;
 };
 
+/// Wall-clock time, and processor time of all threads.
+struct Times {
+  double wall = 0, processor = 0;
+};
+
 struct Result {
-  double seconds = 0;
+  Times time;
   double evaluations = 0;
   std::vector<std::pair<std::string, double>> check;
 };
 
-double seconds_of(const std::function<void()>& work) {
+Times times_of(const std::function<void()>& work) {
+  const std::clock_t processor = std::clock();
   const auto start = std::chrono::steady_clock::now();
   work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return {std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(),
+          static_cast<double>(std::clock() - processor) / CLOCKS_PER_SEC};
 }
 
-/// The median time of one call, after a warm-up: at least three repetitions, and more until
-/// `budget` seconds are spent. A repetition is as many calls as 10 ms need. peers/measure.py does
-/// the same.
-double median_seconds(double budget, const std::function<void()>& work) {
-  work();
-  const int calls = std::max(1, static_cast<int>(0.01 / std::max(seconds_of(work), 1e-9)));
-  std::vector<double> times;
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return (v[(v.size() - 1) / 2] + v[v.size() / 2]) / 2;
+}
+
+/// Medians of one call, of work that has been done before. A repetition is as many calls as 10 ms
+/// need; repetitions go on until `budget` seconds are spent, and are at least three unless that
+/// takes four times the budget. peers/measure.py does the same.
+Times median_times(double budget, const std::function<void()>& work) {
+  std::vector<double> wall, processor;
   double spent = 0;
-  while (times.size() < 3 || spent < budget) {
-    const double elapsed = seconds_of([&] {
+  const auto repeat = [&](int calls) {
+    const Times t = times_of([&] {
       for (int i = 0; i < calls; ++i) work();
     });
-    times.push_back(elapsed / calls);
-    spent += elapsed;
+    wall.push_back(t.wall / calls);
+    processor.push_back(t.processor / calls);
+    spent += t.wall;
+  };
+  repeat(1);
+  const int calls = std::max(1, static_cast<int>(0.01 / std::max(wall[0], 1e-9)));
+  if (calls > 1) {
+    wall.clear();
+    processor.clear();
   }
-  std::sort(times.begin(), times.end());
-  return (times[(times.size() - 1) / 2] + times[times.size() / 2]) / 2;
+  while (spent < budget || (wall.size() < 3 && spent < 4 * budget)) repeat(calls);
+  return {median(wall), median(processor)};
 }
 
 /// VmHWM, the most memory this process has held, or VmRSS, what it holds; 0 where unknown.
@@ -173,7 +191,7 @@ class MdeqCase {
     const deq::PassReport pass = classifier.train(images_, labels_, masks_);
     double gradient = 0;
     for (const auto& p : model_.parameters()) gradient += squares(p.grad);
-    return {median_seconds(budget, [&] { classifier.train(images_, labels_, masks_); }),
+    return {median_times(budget, [&] { classifier.train(images_, labels_, masks_); }),
             static_cast<double>(pass.solve.samples[0].evaluations),
             {{"loss", pass.loss},
              {"z", norm(classifier.solution().z)},
@@ -184,7 +202,7 @@ class MdeqCase {
     deq::MdeqClassifier<B, deq::Broyden<Storage>, deq::Jfb> classifier(
         model_, broyden<Storage>(forward_iterations));
     const Tensor logits = classifier.logits(images_);
-    return {median_seconds(budget, [&] { classifier.logits(images_); }),
+    return {median_times(budget, [&] { classifier.logits(images_); }),
             static_cast<double>(classifier.solution().report.samples[0].evaluations),
             {{"logits", norm(logits)}, {"z", norm(classifier.solution().z)}}};
   }
@@ -201,16 +219,15 @@ class MdeqCase {
     const auto solution = layer.solve(z_, deq::inputs(std::span<const Tensor>(&x, 1)),
                                       deq::params(std::span<const Tensor>(theta)));
     if (what_ == "f")
-      return {median_seconds(budget, [&] { layer.apply(solution); }),
+      return {median_times(budget, [&] { layer.apply(solution); }),
               1,
               {{"z", norm(layer.apply(solution))}}};
     deq::EquilibriumGradients<B> g;
     g.inputs.resize(1);
     g.params.resize(theta.size());
     layer.gradient(solution, z_, g);
-    return {median_seconds(budget, [&] { layer.gradient(solution, z_, g); }) / vjps,
-            1,
-            {{"z", norm(g.adjoint)}}};
+    const Times t = median_times(budget, [&] { layer.gradient(solution, z_, g); });
+    return {{t.wall / vjps, t.processor / vjps}, 1, {{"z", norm(g.adjoint)}}};
   }
 
   std::string what_, detail_;
@@ -235,12 +252,12 @@ double norm(deq::BatchView<float> z) {
   return std::sqrt(sum);
 }
 
-double seconds_of_f(bench::DenseTanh<float>& f, Index batch, double budget) {
+Times times_of_f(bench::DenseTanh<float>& f, Index batch, double budget) {
   deq::Array<B> in, out;
   const auto z = in.batch(f.dim(), batch), fz = out.batch(f.dim(), batch);
   B::fill(z.data, z.size(), 0.1f);
   const std::vector<Index> ids = first_ids(batch);
-  return median_seconds(budget, [&] { f.evaluate({ids.data(), batch}, z, fz); });
+  return median_times(budget, [&] { f.evaluate({ids.data(), batch}, z, fz); });
 }
 
 /// A whole solve from z = 0.
@@ -251,11 +268,13 @@ Result solve(Solver solver, Index dim, Index batch, double budget) {
   typename Solver::template Workspace<B> ws;
   deq::Array<B> memory;
   const auto z = memory.batch(dim, batch);
-  const double seconds = median_seconds(budget, [&] {
+  const auto work = [&] {
     B::fill(z.data, z.size(), 0);
     solver.template solve<deq::KeepInverse::no>(f, z, ws, deq::NoObserver{});
-  });
-  return {seconds, static_cast<double>(ws.report.samples[0].evaluations), {{"z", norm(z)}}};
+  };
+  work();
+  const Times time = median_times(budget, work);
+  return {time, static_cast<double>(ws.report.samples[0].evaluations), {{"z", norm(z)}}};
 }
 
 /// The same less its evaluations of f.
@@ -263,7 +282,9 @@ template <class Solver>
 Result overhead(Solver solver, Index dim, Index batch, double budget) {
   bench::DenseTanh<float> f(dim, batch);
   Result r = solve(solver, dim, batch, budget);
-  r.seconds -= r.evaluations * seconds_of_f(f, batch, budget / 4);
+  const Times one = times_of_f(f, batch, budget / 4);
+  r.time.wall -= r.evaluations * one.wall;
+  r.time.processor -= r.evaluations * one.processor;
   return r;
 }
 
@@ -310,10 +331,10 @@ void linear(double budget) {
   const deq::Broyden<Storage> b = broyden<Storage>(dense_iterations);
   for (Index batch = 1; batch <= 1024; batch *= 4)
     std::printf("linear_batch %td %.4g s a sample\n", batch,
-                solve(b, 512, batch, budget / 10).seconds / static_cast<double>(batch));
+                solve(b, 512, batch, budget / 10).time.wall / static_cast<double>(batch));
   for (Index dim = 1; dim <= 1024; dim *= 4)
     std::printf("linear_dim %td %.4g s a number\n", dim,
-                overhead(b, dim, 128, budget / 10).seconds / static_cast<double>(128 * dim));
+                overhead(b, dim, 128, budget / 10).time.wall / static_cast<double>(128 * dim));
 }
 
 /// What early convergence saves: half the samples start next to their solution, the other half at
@@ -334,12 +355,14 @@ void half_converged(double budget) {
   solver = broyden<Storage>(10);
   solver.stopping.relative_tolerance = 1e-4;
   const auto timed = [&](Index converging) {
-    return median_seconds(budget, [&] {
-      B::fill(z.data, z.size(), 0);
-      const std::vector<Index> ids = first_ids(converging);
-      B::copy({ids.data(), converging}, near, z);
-      solver.template solve<deq::KeepInverse::no>(f, z, ws, deq::NoObserver{});
-    });
+    return median_times(budget,
+                        [&] {
+                          B::fill(z.data, z.size(), 0);
+                          const std::vector<Index> ids = first_ids(converging);
+                          B::copy({ids.data(), converging}, near, z);
+                          solver.template solve<deq::KeepInverse::no>(f, z, ws, deq::NoObserver{});
+                        })
+        .wall;
   };
   const double none = timed(0);
   const Index early_none = ws.report.count(deq::SolveStatus::converged);
@@ -356,9 +379,10 @@ void half_converged(double budget) {
 
 void print(const std::string& name, const Result& r, long before) {
   std::printf(
-      "{\"case\": \"%s\", \"seconds\": %.9g, \"evaluations\": %g, \"peak_kib\": %ld, "
+      "{\"case\": \"%s\", \"seconds\": %.9g, \"cpu_seconds\": %.9g, \"evaluations\": %g, "
+      "\"peak_kib\": %ld, "
       "\"before_kib\": %ld, \"check\": {",
-      name.c_str(), r.seconds, r.evaluations, status_kib("VmHWM"), before);
+      name.c_str(), r.time.wall, r.time.processor, r.evaluations, status_kib("VmHWM"), before);
   for (std::size_t i = 0; i < r.check.size(); ++i)
     std::printf("%s\"%s\": %.9g", i ? ", " : "", r.check[i].first.c_str(), r.check[i].second);
   std::printf("}}\n");

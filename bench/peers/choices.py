@@ -2,7 +2,7 @@
 """Which formulation is the fastest on this machine? What the peer uses was chosen by this program:
 choices.py [products | recursion | layout FILE].
 
-    products   the low-rank products: project and combine for shapes of the cases
+    products   the low-rank products, project and combine, for the cases' shapes
     recursion  a solve with the original's six passes over the pairs, and with four
     layout     a training pass of MDEQ in NCHW and in channels_last; FILE as compare_cases writes it
 """
@@ -14,9 +14,14 @@ import torch
 import broyden
 import measure
 from gradients import logits, training_pass
-from low_rank import Bmm, Einsum, LowRank, Mul, Mv
+from low_rank import Bmm, Einsum, Fastest, LowRank, Mul, Mv
 from mdeq import Mdeq
 from safetensors import load
+
+
+def show(what, *times):
+    """A line; wall-clock and processor time, which on a busy machine is the better witness."""
+    print(what, *(f"{1e3 * wall:9.3f} ms ({1e3 * cpu:9.3f} cpu)" for wall, cpu in times), flush=True)
 
 
 def products():
@@ -24,12 +29,11 @@ def products():
                              (32, 15, 512), (1, 15, 512)):
         basis = torch.randn(batch, 2 * rank, dim)[:, :rank]
         x, c = torch.randn(batch, dim), 1e-3 * torch.randn(batch, rank)
-        for formulation in (Einsum, Bmm, Mul, Mv):
+        for formulation in (Einsum, Bmm, Mul, Mv, Fastest):
             with torch.inference_mode():
-                project = measure.seconds(lambda: formulation.project(basis, x), 0.2)
-                combine = measure.seconds(lambda: formulation.combine(basis, c, x), 0.2)
-            print(f"{batch:4} x {rank} x {dim:5}  {formulation.__name__:8}"
-                  f"{1e3 * project:9.3f} ms {1e3 * combine:9.3f} ms", flush=True)
+                project = measure.times(lambda: formulation.project(basis, x), 0.2)
+                combine = measure.times(lambda: formulation.combine(basis, c, x), 0.2)
+            show(f"{batch:4} x {rank} x {dim:5}  {formulation.__name__:8}", project, combine)
 
 
 def recursion():
@@ -37,10 +41,9 @@ def recursion():
         a, h = torch.randn(batch, dim), LowRank()
         for original in (True, False):
             broyden.ORIGINAL = original
-            seconds = measure.seconds(
+            seconds = measure.times(
                 lambda: broyden.broyden(lambda z: a.add(z, alpha=0.5), torch.zeros(batch, dim), 18, h), 1)
-            print(f"{batch:4} x {dim:5}  {'six passes' if original else 'four passes':12}"
-                  f"{1e3 * seconds:9.2f} ms", flush=True)
+            show(f"{batch:4} x {dim:5}  {'six passes' if original else 'four passes':12}", seconds)
 
 
 def layout(path):
@@ -51,10 +54,9 @@ def layout(path):
         model = Mdeq("tiny" if len(masks) == 2 else "large", tensors, channels_last)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        step = measure.seconds(lambda: training_pass(model, "gdeq", images, labels, masks), 1)
-        infer = measure.seconds(lambda: logits(model, images), 1)
-        print(f"{'channels_last' if channels_last else 'NCHW':14} step {step:.3f} s, "
-              f"inference {infer:.3f} s", flush=True)
+        step = measure.times(lambda: training_pass(model, "gdeq", images, labels, masks), 1)
+        infer = measure.times(lambda: logits(model, images), 1)
+        show(f"{'channels_last' if channels_last else 'NCHW':14} step, inference", step, infer)
 
 
 if __name__ == "__main__":

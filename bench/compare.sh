@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # Measures deq against PyTorch on this CPU, from any directory:
-#     bash bench/compare.sh [--quick | --rounds N] [--seconds S] [CASE...]
+#     bash bench/compare.sh [--quick | --rounds N] [--seconds S] [--patience S] [CASE...]
 # Prints `ratio CASE MEDIAN MIN MAX`, the peer's time over ours, so that more than 1 is faster than
 # PyTorch; and before that, who the peer is. Both sides take turns. The cases: bench/compare.sh --list
 set -euo pipefail

@@ -49,6 +49,7 @@ def recursion():
 def layout(path):
     for channels_last in (False, True):
         tensors = load(path)
+        tensors.pop("z")
         images, labels = tensors.pop("images"), tensors.pop("labels")
         masks = [tensors.pop(f"mask.{i}") for i in range(4) if f"mask.{i}" in tensors]
         model = Mdeq("tiny" if len(masks) == 2 else "large", tensors, channels_last)

@@ -32,13 +32,13 @@ class MdeqCase:
         self.images = tensors.pop("images")
         self.labels = tensors.pop("labels")
         self.masks = [tensors.pop(f"mask.{i}") for i in range(4) if f"mask.{i}" in tensors]
+        self.z = tensors.pop("z")
         self.model = Mdeq(size, tensors)
         self.per_call = 1
         if self.what in ("f", "vjp"):
             with torch.no_grad():
                 self.x = self.model.stem(self.images, train=False)
                 self.theta = {n: t.detach() for n, t in self.model.effective().items()}
-            self.z = tensors["z"]
             self.f = self.model.function(self.theta, self.x)
         if self.what == "vjp":
             self.per_call = VJPS

@@ -33,6 +33,12 @@ class DenseTanh {
   }
 
   Index dim() const { return w_.rows(); }
+  /// W row by row, and x sample by sample, for a peer to compute the same.
+  std::vector<S> weights_row_major() const {
+    const Matrix transposed = w_.transpose();
+    return {transposed.data(), transposed.data() + transposed.size()};
+  }
+  std::vector<S> inputs() const { return {x_.data(), x_.data() + x_.size()}; }
 
   void evaluate(Samples a, BatchView<const S> z, BatchView<S> out) {
     Eigen::Map<Matrix> y(out.data, out.dim, out.count);

@@ -12,7 +12,7 @@
 namespace deq::detail {
 
 /// Numbers of one vector that are worked on while every vector of the basis passes by.
-inline constexpr Index panel = 2048;
+inline constexpr Index basis_panel = 2048;
 
 template <class S>
 inline S sum(const Simd<S>& r) {
@@ -99,7 +99,8 @@ inline void add_combination(BasisView<const S> h, Index s, Index rank, Index fir
 /// body(first, n) over the panels of [0, dim).
 template <class Body>
 inline void in_panels(Index dim, Body&& body) {
-  for (Index first = 0; first < dim; first += panel) body(first, std::min(panel, dim - first));
+  for (Index first = 0; first < dim; first += basis_panel)
+    body(first, std::min(basis_panel, dim - first));
 }
 
 }  // namespace deq::detail

@@ -114,7 +114,7 @@ struct Cpu {
   static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
                      ConstView x, const Index* slot, View z, S* squared) {
     over(a, h.dim * (h.capacity + 1), [=](Index s, Index) {
-      S y[detail::panel];
+      S y[detail::basis_panel];
       S yy = 0;
       detail::in_panels(h.dim, [&](Index first, Index n) {
         const S* xs = x.col(s) + first;

@@ -50,7 +50,7 @@ DEQ_INLINE inline void store(S* to, const Simd<S>& v) {
   std::memcpy(to, &v, sizeof v);
 }
 /// How many numbers of a vector are in memory; the others are 0. For all and for half of them it is
-/// a single instruction.
+/// a single instruction, otherwise a call: it is rare, and code for it would be everywhere.
 struct Whole {};
 struct Half {};
 struct First {
@@ -75,13 +75,13 @@ DEQ_INLINE inline void store(S* to, const Simd<S>& v, Half) {
   std::memcpy(to, &v, sizeof v / 2);
 }
 template <class S>
-inline Simd<S> load(const S* from, First few) {
+[[gnu::noinline]] Simd<S> load(const S* from, First few) {
   Simd<S> v{};
   for (Index i = 0; i < few.n; ++i) v[i] = from[i];
   return v;
 }
 template <class S>
-inline void store(S* to, const Simd<S>& v, First few) {
+[[gnu::noinline]] void store(S* to, const Simd<S>& v, First few) {
   for (Index i = 0; i < few.n; ++i) to[i] = v[i];
 }
 /// The same, decided at run time.

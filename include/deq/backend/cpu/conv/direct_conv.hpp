@@ -72,41 +72,39 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
     for (Index i = 0; i < count; ++i)
       places.data()[i] = {print.line(c, first + i), print.column(c, first + i)};
 
-    const auto convolve_panel = [&](Index p, auto& writer) {
+    for (Index p = 0; p < panels.count(); ++p) {
       const S* weights = packed + panels.first_channel(p) * taps * in_channels;
       const Index width = panels.width_of(p) * simd_width<S>;
+      PanelWriter<S, true, true> writer(epilogue, print.out_height() * out_width, out_channels,
+                                        panels.first_channel(p), y, piece.part);
       for (Index sample = piece.first_sample; sample < piece.last_sample; ++sample) {
         writer.select(sample);
         const Pixels<S> image(x + sample * in_height * in_width * in_channels, in_height, in_width,
                               in_channels, zeros.data());
-        for_each_block<S>(count, panels.width_of(p), [&](auto r, auto v, Index start) {
-          const Place* place = places.data() + start;
-          Block<S, r, v> block;
-          block.clear();
-          for (Index tap = 0; tap < taps; ++tap) {
-            if (!print.sees(c, tap)) continue;
-            const S* row[r];
-            for (int i = 0; i < r; ++i)
-              row[i] = image.at(print.source(place[i].line, tap / g.kernel_width),
-                                print.source(place[i].column, tap % g.kernel_width));
-            block.add_product(row, weights + tap * in_channels * width, in_channels);
-          }
-          unroll<v>([&](auto j) DEQ_INLINE {
-            writer.write(j, [&](auto&& put) DEQ_INLINE {
-              unroll<r>([&](auto i) DEQ_INLINE {
-                put(place[i].line * out_width + place[i].column, block.sum[i][j]);
+        with_panel(panels.width_of(p), [&](auto v) {
+          for_each_block<v>(count, [&](auto r, Index start) {
+            const Place* place = places.data() + start;
+            Block<S, r, v> block;
+            block.clear();
+            for (Index tap = 0; tap < taps; ++tap) {
+              if (!print.sees(c, tap)) continue;
+              const S* row[r];
+              for (int i = 0; i < r; ++i)
+                row[i] = image.at(print.source(place[i].line, tap / g.kernel_width),
+                                  print.source(place[i].column, tap % g.kernel_width));
+              block.add_product(row, weights + tap * in_channels * width, in_channels);
+            }
+            unroll<v>([&](auto j) DEQ_INLINE {
+              writer.write(j, [&](auto&& put) DEQ_INLINE {
+                unroll<r>([&](auto i) DEQ_INLINE {
+                  put(place[i].line * out_width + place[i].column, block.sum[i][j]);
+                });
               });
             });
           });
         });
       }
-    };
-    with_writer(epilogue, print.out_height() * out_width, out_channels, y, [&](auto make_writer) {
-      for (Index p = 0; p < panels.count(); ++p) {
-        auto writer = make_writer(panels.first_channel(p), piece.part);
-        convolve_panel(p, writer);
-      }
-    });
+    }
   });
 }
 

@@ -150,7 +150,7 @@ class PanelWriter {
 
  private:
   void finish() {
-    if (!moments || sample_ < 0) return;
+    if (!moments || sample_ < 0 || !epilogue_.moments) return;
     for (int v = 0; v < max_panel && first_ + v * simd_width<S> < channels_; ++v)
       sums_[v].store_to(epilogue_.moments, sample_, part_, first_ + v * simd_width<S>);
   }
@@ -163,22 +163,15 @@ class PanelWriter {
   Moments<S> sums_[max_panel];
 };
 
-/// body(make), make(first channel, part) being the writer that this epilogue needs.
+/// body(fused, moments) with the constants that PanelWriter wants for this epilogue.
 template <class S, class Body>
-void with_writer(const Epilogue<S>& epilogue, Index pixels, Index channels, S* y, Body body) {
-  const auto writers = [&](auto fused, auto moments) {
-    body([&, fused, moments](Index first_channel, Index part) {
-      return PanelWriter<S, fused, moments>(epilogue, pixels, channels, first_channel, y, part);
-    });
-  };
+void with_epilogue(const Epilogue<S>& epilogue, Index channels, Body body) {
   constexpr std::true_type yes;
   constexpr std::false_type no;
-  const bool fused =
-      epilogue.bias || epilogue.mask || epilogue.addend || channels % simd_width<S> != 0;
-  if (epilogue.moments)
-    fused ? writers(yes, yes) : writers(no, yes);
+  if (epilogue.bias || epilogue.mask || epilogue.addend || channels % simd_width<S> != 0)
+    body(yes, yes);
   else
-    fused ? writers(yes, no) : writers(no, no);
+    epilogue.moments ? body(no, yes) : body(no, no);
 }
 
 }  // namespace deq::detail

@@ -67,29 +67,29 @@ struct Block {
   }
 };
 
-/// body(constant N) for the N in [1, Max] that equals n.
-template <int Max, class Body>
-void with_constant(int n, Body&& body) {
-  [&]<int... I>(std::integer_sequence<int, I...>) {
-    (void)((n == I + 1 && (body(std::integral_constant<int, I + 1>{}), true)) || ...);
-  }
-  (std::make_integer_sequence<int, Max>{});
+/// body(V) with the constant V that equals `vectors`.
+template <class Body>
+void with_panel(int vectors, Body&& body) {
+  static_assert(max_panel == 2);
+  if (vectors == 1)
+    body(std::integral_constant<int, 1>{});
+  else
+    body(std::integral_constant<int, 2>{});
 }
 
-/// body(R, V, first row), R and V constants, for blocks V = `vectors` wide that together have
-/// `rows` rows: as few as can be, and about equally high.
-template <class S, class Body>
-void for_each_block(Index rows, int vectors, Body body) {
-  with_constant<max_panel>(vectors, [&](auto v) {
-    constexpr int highest = max_rows(v);
-    const Index count = (rows + highest - 1) / highest;
-    Index first = 0;
-    for (Index i = 0; i < count; ++i) {
-      const Index next = (i + 1) * rows / count;
-      with_constant<highest>(static_cast<int>(next - first), [&](auto r) { body(r, v, first); });
-      first = next;
-    }
-  });
+/// body(R, first row), R a constant, for blocks `vectors` wide that together have `rows` rows. Few
+/// heights occur, since every one of them is code of its own.
+template <int vectors, class Body>
+void for_each_block(Index rows, Body&& body) {
+  Index first = 0;
+  const auto of_height = [&](auto height) {
+    if constexpr (height <= max_rows(vectors))
+      for (; rows - first >= height; first += height) body(height, first);
+  };
+  [&]<int... R>(std::integer_sequence<int, R...>) {
+    (of_height(std::integral_constant<int, R>{}), ...);
+  }
+  (std::integer_sequence<int, 12, 6, 4, 2, 1>{});
 }
 
 }  // namespace deq::detail

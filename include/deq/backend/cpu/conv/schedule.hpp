@@ -16,25 +16,21 @@ struct ConvPlan {
   Conv2dGeometry geometry;  ///< of the convolution; of its transpose, if Winograd computes it
   bool transposed;
   Index in, out;  ///< channels read and written
-  ConvAlgorithm algorithm = ConvAlgorithm::direct;
+  ConvAlgorithm algorithm;
   Pieces pieces;
 
   ConvPlan(const Conv2dGeometry& g, bool transpose)
+      : ConvPlan(g, transpose, choice(g, transpose)) {}
+  /// Winograd's algorithms take 3 x 3 kernels of stride 1 and a padding of at most 2.
+  ConvPlan(const Conv2dGeometry& g, bool transpose, ConvAlgorithm a)
       : geometry(g),
         transposed(transpose),
         in(transpose ? g.out_channels : g.in_channels),
         out(transpose ? g.in_channels : g.out_channels),
+        algorithm(a),
         pieces(0, 0, 1) {
-    // Below eight channels the tiles' transforms cost more than they save.
-    if (g.kernel_height == 3 && g.kernel_width == 3 && g.stride == 1 && g.padding <= 2 &&
-        std::min(in, out) >= 8) {
-      if (transpose)
-        geometry = {g.samples, in, g.out_height(), g.out_width(), out, 3, 3, 1, 2 - g.padding};
-      const Index side = std::min(geometry.out_height(), geometry.out_width());
-      // The transformed weights of large tiles are four times the weights. Where they meet few
-      // pixels, the memory cannot keep up.
-      if (side > 1) algorithm = side > 4 ? ConvAlgorithm::winograd4 : ConvAlgorithm::winograd2;
-    }
+    if (algorithm != ConvAlgorithm::direct && transpose)
+      geometry = {g.samples, in, g.out_height(), g.out_width(), out, 3, 3, 1, 2 - g.padding};
     pieces = {g.samples, units(), unit_target()};
   }
 
@@ -69,6 +65,17 @@ struct ConvPlan {
   }
 
  private:
+  static ConvAlgorithm choice(const Conv2dGeometry& g, bool transpose) {
+    // Below eight channels the tiles' transforms cost more than they save.
+    const bool tiles = g.kernel_height == 3 && g.kernel_width == 3 && g.stride == 1 &&
+                       g.padding <= 2 && std::min(g.in_channels, g.out_channels) >= 8;
+    const Index side =
+        transpose ? std::min(g.height, g.width) : std::min(g.out_height(), g.out_width());
+    if (!tiles || side < 2) return ConvAlgorithm::direct;
+    // The transformed weights of large tiles are four times the weights. Where they meet few
+    // pixels, the memory cannot keep up.
+    return side > 4 ? ConvAlgorithm::winograd4 : ConvAlgorithm::winograd2;
+  }
   /// What pieces are counted in: tiles, or pixels of a class.
   Index units() const {
     switch (algorithm) {

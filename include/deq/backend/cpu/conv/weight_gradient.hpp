@@ -69,29 +69,28 @@ void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bo
 
   // A strip of the cotangent's panel stays in the first-level cache for all taps.
   const Index strip = std::max<Index>(1, 192 / std::max<Index>(1, g.out_width()));
-  constexpr Index rows = max_rows(max_panel);
+  constexpr Index rows = 2 * max_rows(max_panel);
   const Index row_blocks = (g.in_channels + rows - 1) / rows;
   parallel_for(panels.count() * row_blocks, [&](Index task) {
-    const Index p = task / row_blocks, block = task % row_blocks;
-    const Index first = block * g.in_channels / row_blocks;
-    const Index last = (block + 1) * g.in_channels / row_blocks;
+    const Index p = task / row_blocks, first = task % row_blocks * rows;
     const Index channel = panels.first_channel(p);
-    const Index width = panels.width_of(p) * simd_width<S>;
-    S* sums = packed.data() + channel * taps * g.in_channels;
-    with_width<S>(
-        g.out_channels - channel - width + simd_width<S>, [&](auto last_width) DEQ_INLINE {
-          with_constant<max_panel>(panels.width_of(p), [&](auto v) {
-            with_constant<static_cast<int>(rows)>(static_cast<int>(last - first), [&](auto r) {
-              for (Index n = 0; n < g.samples; ++n)
-                for (Index line = 0; line < g.out_height(); line += strip)
-                  for (Index tap = 0; tap < taps; ++tap)
-                    add_strip(g, tap, line, std::min(g.out_height(), line + strip),
-                              x + n * g.in_pixels() * g.in_channels + first,
-                              dy + n * g.out_pixels() * g.out_channels + channel,
-                              sums + (tap * g.in_channels + first) * width, r, v, last_width);
-            });
-          });
-        });
+    const auto whole_task = [&](auto v, auto last_width) {
+      constexpr Index width = v * simd_width<S>;
+      S* sums = packed.data() + channel * taps * g.in_channels;
+      for_each_block<v>(std::min(rows, g.in_channels - first), [&](auto r, Index row) {
+        for (Index n = 0; n < g.samples; ++n)
+          for (Index line = 0; line < g.out_height(); line += strip)
+            for (Index tap = 0; tap < taps; ++tap)
+              add_strip(g, tap, line, std::min(g.out_height(), line + strip),
+                        x + n * g.in_pixels() * g.in_channels + first + row,
+                        dy + n * g.out_pixels() * g.out_channels + channel,
+                        sums + (tap * g.in_channels + first + row) * width, r, v, last_width);
+      });
+    };
+    with_panel(panels.width_of(p), [&](auto v) {
+      const Index last = g.out_channels - channel - (v - 1) * simd_width<S>;
+      last < simd_width<S> ? whole_task(v, First{last}) : whole_task(v, Whole{});
+    });
   });
   unpack_taps(g.in_channels, g.out_channels, taps, packed.data(), dw, accumulate);
 }

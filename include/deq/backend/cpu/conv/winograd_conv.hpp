@@ -59,19 +59,22 @@ void transform_input(const Pixels<S>& image, Index line, Index column, Index cha
 template <class S>
 void multiply_points(Index points, const TransformedTiles<S>& input, Index first, Index n,
                      const S* panel, const TransformedTiles<S>& product) {
-  const Index depth = input.channels, width = product.channels;
-  for (Index point = 0; point < points; ++point)
-    for_each_block<S>(n, static_cast<int>(width / simd_width<S>), [&](auto r, auto v, Index tile) {
-      Block<S, r, v> block;
-      const S* rows[r];
-      for (int i = 0; i < r; ++i) rows[i] = input.at(point, first + tile + i);
-      block.set_product(rows, panel + point * depth * width, depth);
-      S* to = product.at(point, tile);
-      unroll<r>([&](auto i) DEQ_INLINE {
-        unroll<v>([&](auto j)
-                      DEQ_INLINE { store(to + (i * v + j) * simd_width<S>, block.sum[i][j]); });
+  with_panel(static_cast<int>(product.channels / simd_width<S>), [&](auto v) {
+    constexpr Index width = v * simd_width<S>;
+    const Index depth = input.channels;
+    for (Index point = 0; point < points; ++point)
+      for_each_block<v>(n, [&](auto r, Index tile) {
+        Block<S, r, v> block;
+        const S* rows[r];
+        for (int i = 0; i < r; ++i) rows[i] = input.at(point, first + tile + i);
+        block.set_product(rows, panel + point * depth * width, depth);
+        S* to = product.at(point, tile);
+        unroll<r>([&](auto i) DEQ_INLINE {
+          unroll<v>([&](auto j)
+                        DEQ_INLINE { store(to + i * width + j * simd_width<S>, block.sum[i][j]); });
+        });
       });
-    });
+  });
 }
 
 /// A^T m A of one tile and vector v of the panel; what lies outside the image is dropped.
@@ -82,25 +85,21 @@ void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, 
   Simd<S> m[n][n];
   const S* place = from.at(0, index) + v * simd_width<S>;
   unroll<n * n>([&](auto i) DEQ_INLINE { m[i / n][i % n] = load(place + i * from.plane); });
-  const auto transform = [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::output(a, b); };
+  Simd<S> y[M][M];
+  on_both_sides<M>(
+      m, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::output(a, b); },
+      [&](auto i, auto j, const Simd<S>& value) DEQ_INLINE { y[i][j] = value; });
   const Index width = g.out_width(), first = tile.line * width + tile.column;
-  const Index lines = g.out_height() - tile.line, columns = width - tile.column;
-  if (lines >= M && columns >= M) {
-    writer.write(v, [&](auto&& put) DEQ_INLINE {
-      on_both_sides<M>(m, transform, [&](auto i, auto j, const Simd<S>& y) DEQ_INLINE {
-        put(first + i * width + j, y);
-      });
-    });
-  } else {
-    Simd<S> y[M][M];
-    on_both_sides<M>(m, transform,
-                     [&](auto i, auto j, const Simd<S>& value) DEQ_INLINE { y[j][i] = value; });
-    // In the order of a whole tile, column by column.
-    writer.write(v, [&](auto&& put) DEQ_INLINE {
-      for (Index j = 0; j < std::min<Index>(M, columns); ++j)
-        for (Index i = 0; i < std::min<Index>(M, lines); ++i) put(first + i * width + j, y[j][i]);
-    });
-  }
+  const Index lines = std::min<Index>(M, g.out_height() - tile.line);
+  const Index columns = std::min<Index>(M, width - tile.column);
+  writer.write(v, [&](auto&& put) DEQ_INLINE {
+    if (lines == M && columns == M)
+      unroll<M * M>([&](auto i)
+                        DEQ_INLINE { put(first + i / M * width + i % M, y[i / M][i % M]); });
+    else
+      for (Index i = 0; i < lines; ++i)
+        for (Index j = 0; j < columns; ++j) put(first + i * width + j, y[i][j]);
+  });
 }
 
 /// Tiles multiplied and transformed back at a time, so that the products of a panel stay in the
@@ -136,11 +135,12 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
                          g.in_channels, input, i);
     }
     TransformedTiles<S> product(points, winograd_group, panels.width * simd_width<S>);
-    with_writer(epilogue, g.out_pixels(), g.out_channels, y, [&](auto make_writer) {
+    with_epilogue(epilogue, g.out_channels, [&](auto fused, auto moments) {
       for (Index p = 0; p < panels.count(); ++p) {
         const Index channel = panels.first_channel(p);
         product.channels = panels.width_of(p) * simd_width<S>;
-        auto writer = make_writer(channel, piece.part);
+        PanelWriter<S, fused, moments> writer(epilogue, g.out_pixels(), g.out_channels, channel, y,
+                                              piece.part);
         for (Index first = 0; first < count; first += winograd_group) {
           const Index n = std::min(winograd_group, count - first);
           multiply_points(points, input, first, n, packed + channel * points * g.in_channels,

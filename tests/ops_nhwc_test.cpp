@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: MIT
+// deq/tape/ops/nhwc.hpp: every operation against the NCHW operations that it stands for
+#include <array>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include "support/gradient_check.hpp"
+
+using namespace deq_test;
+namespace nhwc = deq::nhwc;
+
+namespace {
+
+/// (N, C, H, W) as (N, H, W, C).
+template <deq::TensorLike X>
+X to_nhwc(const X& x) {
+  return nhwc::from_state(x, 0, x.extent(2), x.extent(3), x.extent(1));
+}
+/// And back.
+template <deq::TensorLike X>
+X to_nchw(const X& y) {
+  return reshape(nhwc::to_state(std::array{y}),
+                 {y.extent(0), y.extent(3), y.extent(1), y.extent(2)});
+}
+
+template <class S>
+void check_close(const TensorOf<S>& y, const TensorOf<S>& expected,
+                 double tolerance = rounding<S>) {
+  check_values(
+      y, expected.shape(), [&](const Place& p) { return at(expected, p); }, tolerance);
+}
+
+/// One conv_norm: its extents, and random data for it.
+struct Case {
+  Shape image, kernel;  // (N, C, H, W), (O, C, kh, kw)
+  Index groups;
+  deq::Conv2dOptions conv = {};
+
+  nhwc::ConvNormOptions options(bool relu) const {
+    return {.groups = groups, .conv = conv, .relu = relu};
+  }
+  std::string name() const {
+    return deq::message(image, " by ", kernel, ", stride ", conv.stride, ", padding ",
+                        conv.padding);
+  }
+  Shape out() const {
+    return {image[0], kernel[0], (image[2] + 2 * conv.padding - kernel[2]) / conv.stride + 1,
+            (image[3] + 2 * conv.padding - kernel[3]) / conv.stride + 1};
+  }
+  template <class S>
+  TensorOf<S> mask() const {
+    return random_tensor<S>({image[0], kernel[0], 1, 1}, 5, 0.5, 1.5);
+  }
+};
+
+const Case cases[]{
+    {{2, 3, 5, 4}, {4, 3, 3, 3}, 2, {.padding = 1}},     // direct
+    {{2, 9, 5, 7}, {12, 9, 3, 3}, 3, {.padding = 1}},    // tiles that reach beyond
+    {{3, 8, 4, 4}, {16, 8, 3, 3}, 4, {.padding = 1}},    // small tiles, several samples
+    {{2, 24, 9, 6}, {20, 24, 3, 3}, 5, {.padding = 1}},  // a vector beyond the last channel
+    {{2, 10, 7, 8}, {8, 10, 3, 3}, 8, {.stride = 2, .padding = 1}},
+    {{2, 6, 4, 5}, {9, 6, 1, 1}, 3},
+    {{1, 8, 6, 6}, {8, 8, 3, 3}, 1},  // no padding
+};
+/// Several pieces of work a sample.
+const Case large{{3, 24, 32, 32}, {40, 24, 3, 3}, 8, {.padding = 1}};
+
+/// relu(GN((x * w) mask + addend) scale + shift + residual) of NCHW images by NCHW operations.
+template <class X>
+X reference(const Case& c, bool relu_last, const X& mask, const X& x, const X& w, const X& scale,
+            const X& shift, const X& addend, const X& residual) {
+  const X y = group_norm(conv2d(x, w, c.conv) * mask + addend, c.groups, scale, shift) + residual;
+  return relu_last ? relu(y) : y;
+}
+/// The same by conv_norm.
+template <class X>
+X fused(const Case& c, bool relu, const X& mask, const X& x, const X& w, const X& scale,
+        const X& shift, const X& addend, const X& residual) {
+  const X added = to_nhwc(addend), rest = to_nhwc(residual);
+  return to_nchw(nhwc::conv_norm(
+      to_nhwc(x), w, c.options(relu),
+      {.scale = &scale, .shift = &shift, .mask = &mask, .addend = &added, .residual = &rest}));
+}
+
+template <class S, class Check>
+void with_data(const Case& c, Check check) {
+  const Index channels = c.kernel[0];
+  check(random_tensor<S>(c.image, 1), random_tensor<S>(c.kernel, 2),
+        random_tensor<S>({channels}, 3, 0.5, 2), random_tensor<S>({channels}, 4),
+        random_tensor<S>(c.out(), 6), random_tensor<S>(c.out(), 7));
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("from_state and to_state are inverse, and channels become neighbours", S, float,
+                   double) {
+  for (const Shape& shape : {Shape{2, 3, 4, 5}, {1, 17, 9, 3}, {3, 24, 8, 8}, {0, 2, 3, 3}}) {
+    CAPTURE(shape);
+    const auto x = random_tensor<S>(shape, 1);
+    const auto y = to_nhwc(x);
+    check_values(y, {shape[0], shape[2], shape[3], shape[1]},
+                 [&](const Place& p) { return at(x, p[0], p[3], p[1], p[2]); });
+    CHECK(same_bits(to_nchw(y), x));
+  }
+}
+
+TEST_CASE("VJPs of from_state and to_state; a state is cut and put together") {
+  const Tensor z = random_tensor({2, 20}, 1);
+  gradient_check(
+      "a part", [](const auto& v) { return nhwc::from_state(v, 4, 2, 2, 3); }, z);
+  const auto cut = [](const auto& v) {
+    return nhwc::to_state(
+        std::array{nhwc::from_state(v, 0, 2, 2, 3), nhwc::from_state(v, 12, 2, 1, 4)});
+  };
+  gradient_check("two parts", cut, z);
+  CHECK(same_bits(cut(z), z));
+  check_samples("two parts", cut, z);
+}
+
+TEST_CASE_TEMPLATE("conv_norm is the operations that it stands for", S, float, double) {
+  for (const Case& c : cases)
+    with_data<S>(c, [&](const auto&... data) {
+      CAPTURE(c.name());
+      for (const bool relu : {false, true})
+        check_close(fused(c, relu, c.mask<S>(), data...), reference(c, relu, c.mask<S>(), data...));
+    });
+  with_data<S>(large, [&](const auto&... data) {
+    check_close(fused(large, true, large.mask<S>(), data...),
+                reference(large, true, large.mask<S>(), data...));
+  });
+}
+
+TEST_CASE("conv_norm: every part may be left out") {
+  const Case& c = cases[1];
+  with_data<double>(c, [&](const Tensor& x, const Tensor& w, const Tensor& scale,
+                           const Tensor& shift, const Tensor& addend, const Tensor& residual) {
+    const Tensor mask = c.mask<double>(), added = to_nhwc(addend), rest = to_nhwc(residual);
+    const Tensor conv = conv2d(x, w, c.conv);
+    const auto check = [&](const nhwc::ConvNormParts<Tensor>& parts, const Tensor& expected) {
+      check_close(to_nchw(nhwc::conv_norm(to_nhwc(x), w, c.options(false), parts)), expected);
+    };
+    check({}, group_norm(conv, c.groups));
+    check({.scale = &scale, .shift = &shift}, group_norm(conv, c.groups, scale, shift));
+    check({.mask = &mask}, group_norm(conv * mask, c.groups));
+    check({.addend = &added}, group_norm(conv + addend, c.groups));
+    check({.residual = &rest}, group_norm(conv, c.groups) + residual);
+  });
+}
+
+TEST_CASE("VJPs of conv_norm") {
+  for (const Case& c : cases) {
+    if (c.image.size() > 700) continue;  // finite differences take their time
+    with_data<double>(c, [&](const auto&... data) {
+      for (const bool relu : {false, true})
+        gradient_check(
+            c.name(),
+            [&](const auto& x, const auto&... more) {
+              using X = std::remove_cvref_t<decltype(x)>;
+              return fused(c, relu, X(c.mask<double>()), x, more...);
+            },
+            data...);
+    });
+  }
+}
+
+TEST_CASE_TEMPLATE("VJPs of conv_norm are those of the operations that it stands for", S, float,
+                   double) {
+  for (const Case& c : {cases[3], cases[4], large})
+    with_data<S>(c, [&](const auto&... data) {
+      CAPTURE(c.name());
+      const auto of = [&](auto f) {
+        Recorded recorded(
+            [&](const auto& x, const auto&... more) {
+              using X = std::remove_cvref_t<decltype(x)>;
+              return f(X(c.mask<S>()), x, more...);
+            },
+            data...);
+        return recorded.vjp(random_tensor<S>(c.out(), 9));
+      };
+      const auto ours = of([&](const auto&... a) { return fused(c, false, a...); });
+      const auto expected = of([&](const auto&... a) { return reference(c, false, a...); });
+      for (std::size_t i = 0; i < ours.size(); ++i) {
+        CAPTURE(i);
+        check_close(ours[i], expected[i]);
+      }
+    });
+}
+
+TEST_CASE("conv_norm: image, addend and residual may be the same variable") {
+  const Tensor x = random_tensor({2, 4, 4, 8}, 1), w = random_tensor({8, 8, 3, 3}, 2);
+  gradient_check(
+      "three times x",
+      [](const auto& v, const auto& weight) {
+        return nhwc::conv_norm(v, weight, {.groups = 2, .conv = {.padding = 1}},
+                               {.addend = &v, .residual = &v});
+      },
+      x, w);
+}
+
+TEST_CASE_TEMPLATE("conv_norm depends neither on threads nor on other samples", S, float, double) {
+  for (const Case& c : {cases[2], cases[3], cases[4], large})
+    with_data<S>(c, [&](const auto& x, const auto& w, const auto& scale, const auto& shift,
+                        const auto&, const auto&) {
+      const auto f = [&](const auto& v, const auto& weight, const auto& a, const auto& b) {
+        return nhwc::conv_norm(v, weight, c.options(true), {.scale = &a, .shift = &b});
+      };
+      check_threads(c.name(), f, to_nhwc(x), w, scale, shift);
+      check_samples(
+          c.name(),
+          [&](const auto& v) {
+            using X = std::remove_cvref_t<decltype(v)>;
+            return f(v, X(w), X(scale), X(shift));
+          },
+          to_nhwc(x));
+    });
+}
+
+TEST_CASE("A large mean costs conv_norm no accuracy in its statistics") {
+  const Case& c = cases[3];
+  with_data<float>(c, [&](const auto& x, const auto& w, const auto&, const auto&,
+                          const auto& addend, const auto&) {
+    const auto far = to_nhwc(addend + TensorOf<float>(Shape{}, 300.f));
+    const auto y = nhwc::conv_norm(to_nhwc(x), w, c.options(false), {.addend = &far});
+    const auto exact = [&](const TensorOf<float>& t) {
+      std::vector<double> values;
+      for (const float v : t.to_host()) values.push_back(static_cast<double>(v));
+      return Tensor(t.shape(), values);
+    };
+    const Tensor expected =
+        group_norm(conv2d(exact(x), exact(w), c.conv) + exact(to_nchw(far)), c.groups);
+    // What remains is the rounding of the sum itself, 300 times 6e-8 of a deviation of about 3.
+    check_values(
+        to_nchw(y), expected.shape(), [&](const Place& p) { return at(expected, p); }, 2e-5);
+  });
+}
+
+TEST_CASE_TEMPLATE("group_norm and upsample_add on channels-last images", S, float, double) {
+  const Shape shape{3, 12, 6, 5};
+  const auto x = random_tensor<S>(shape, 1), large_image = random_tensor<S>({3, 12, 18, 15}, 2);
+  const auto w = random_tensor<S>({12}, 3), b = random_tensor<S>({12}, 4);
+  check_close(to_nchw(nhwc::group_norm(to_nhwc(x), 4)), group_norm(x, 4));
+  check_close(to_nchw(nhwc::group_norm(to_nhwc(x), 4, w, b, S(0.1))),
+              group_norm(x, 4, w, b, S(0.1)));
+  const auto sum = large_image + upsample_nearest(x, 3);
+  check_close(to_nchw(nhwc::upsample_add(to_nhwc(large_image), to_nhwc(x), 3)), sum);
+  check_close(to_nchw(nhwc::upsample_add(to_nhwc(large_image), to_nhwc(x), 3, true)), relu(sum));
+}
+
+TEST_CASE("VJPs of group_norm and upsample_add") {
+  const Tensor x = random_tensor({2, 3, 2, 6}, 1), big = random_tensor({2, 6, 4, 6}, 2);
+  gradient_check(
+      "group_norm", [](const auto& v) { return nhwc::group_norm(v, 3); }, x);
+  gradient_check(
+      "group_norm with weight and bias",
+      [](const auto& v, const auto& w, const auto& b) { return nhwc::group_norm(v, 2, w, b); }, x,
+      random_tensor({6}, 3), random_tensor({6}, 4));
+  for (const bool relu : {false, true})
+    gradient_check(
+        "upsample_add",
+        [=](const auto& a, const auto& b) { return nhwc::upsample_add(a, b, 2, relu); }, big, x);
+  check_threads(
+      "group_norm", [](const auto& v) { return nhwc::group_norm(v, 4); },
+      random_tensor<float>({3, 30, 30, 8}, 1));
+  check_samples(
+      "group_norm", [](const auto& v) { return nhwc::group_norm(v, 3); }, x);
+}
+
+TEST_CASE("NaN goes through relu in the fused operations") {
+  Tensor x = random_tensor({1, 2, 2, 4}, 1);
+  x.data()[5] = not_a_number;
+  CHECK(std::isnan(nhwc::upsample_add(x, x, 1, true).data()[5]));
+  const Tensor w = random_tensor({4, 4, 1, 1}, 2);
+  CHECK(std::isnan(nhwc::conv_norm(x, w, {.relu = true}).data()[0]));
+}
+
+TEST_CASE("A frozen weight is packed once, and its handle alone remembers") {
+  const Tensor w = random_tensor({2, 3}, 1);
+  int made = 0;
+  const auto twice = [&](const Tensor& t, int key) {
+    return t.derive(key, [&] {
+      ++made;
+      return t.clone();
+    });
+  };
+  twice(w, 0);
+  twice(w, 0);
+  CHECK(made == 2);
+  const Tensor frozen = w.frozen(), copy = frozen;
+  CHECK(twice(frozen, 0).data() == twice(copy, 0).data());
+  CHECK(made == 3);
+  twice(copy, 1);
+  CHECK(made == 4);
+  for (const Tensor& other : {w, frozen.reshaped({6}), frozen.rows(0, 1), w.frozen()})
+    twice(other, 0);
+  CHECK(made == 8);
+}
+
+TEST_CASE("Channels-last operations name what does not fit") {
+  const Tensor x({2, 4, 4, 6}, 1), matrix({3, 4}, 1), w({8, 6, 3, 3}, 1), five({5}, 1);
+  const auto wrong = [](auto f, std::initializer_list<std::string> parts) {
+    check_error<deq::ShapeError>(f, parts);
+  };
+  wrong([&] { nhwc::from_state(matrix, 0, 2, 2, 2); }, {"from_state", "(3, 4)", "2 maps"});
+  wrong([&] { nhwc::to_state(std::array{matrix}); }, {"to_state", "(N, H, W, C)", "(3, 4)"});
+  wrong([&] { nhwc::group_norm(x, 4); }, {"group_norm", "6 channels", "4 groups"});
+  wrong([&] { nhwc::group_norm(x, 2, five, five); }, {"group_norm", "weight", "(5)"});
+  wrong([&] { nhwc::upsample_add(x, x, 2); }, {"upsample_add", "(2, 4, 4, 6)", "2 times"});
+  wrong([&] { nhwc::conv_norm(matrix, w, {}); }, {"conv_norm", "(3, 4)"});
+  wrong([&] { nhwc::conv_norm(x, w, {.groups = 3, .conv = {.padding = 1}}); },
+        {"conv_norm", "8 channels", "3 groups"});
+  wrong([&] { nhwc::conv_norm(x, w, {.groups = 2}, {.scale = &five}); }, {"conv_norm", "(5)"});
+  wrong([&] { nhwc::conv_norm(x, w, {.groups = 2}, {.residual = &x}); },
+        {"conv_norm", "(2, 4, 4, 6)", "(2, 2, 2, 8)"});
+  wrong([&] { nhwc::conv_norm(x, w, {.groups = 2}, {.mask = &five}); }, {"conv_norm", "mask"});
+  check_error<deq::InvalidArgument>(
+      [&] {
+        Recorded recorded(
+            [&](const auto& image, const auto& mask) {
+              using X = std::remove_cvref_t<decltype(image)>;
+              return nhwc::conv_norm(image, X(w), {.groups = 2}, {.mask = &mask});
+            },
+            x, Tensor({2, 8, 1, 1}, 1));
+        recorded.vjp(Tensor(recorded.y().shape(), 1));
+      },
+      {"conv_norm", "mask", "constant"});
+}

@@ -149,7 +149,7 @@ def main():
     options = arguments.parse_args()
     known = [*CASES, *ALONE]
     if options.list:
-        print("\n".join(known))
+        print(*known)
         return
     unknown = set(options.cases) - set(known)
     if unknown:

@@ -53,7 +53,7 @@ def run(command, extra=None):
     done = subprocess.run([str(c) for c in command], env={**os.environ, **(extra or {})},
                           stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"compare: failed: {' '.join(str(c) for c in command)}")
+        sys.exit(f"compare: failed with {done.returncode}: {' '.join(str(c) for c in command)}")
     return done.stdout
 
 

@@ -6,6 +6,8 @@ matrix is computed, which the usual code does anew for all rows.
 
 import torch
 
+from best import Best
+
 
 @torch.no_grad()
 def anderson(f, z, iterations, memory, ridge=1e-4):
@@ -22,11 +24,12 @@ def anderson(f, z, iterations, memory, ridge=1e-4):
         images[:, slot] = fz
         g = fz - z
         residuals[:, slot] = g
-        relative = float(g.norm() / (fz.norm() + 1e-9))
-        if k == 0 or relative < lowest:
-            lowest, best = relative, z
+        if k == 0:
+            best = Best(z, fz, g)
+        else:
+            best.judge(z, fz, g)
         if k == iterations:
-            return best
+            return best.z
         row = torch.bmm(residuals[:, :n], g.unsqueeze(2)).squeeze(2)
         row[:, slot] += ridge
         system[:, slot + 1, 1 : n + 1] = system[:, 1 : n + 1, slot + 1] = row
@@ -37,11 +40,9 @@ def anderson(f, z, iterations, memory, ridge=1e-4):
 @torch.no_grad()
 def fixed_point(f, z, iterations):
     """The best of `iterations` steps z <- f(z)."""
-    lowest = float("inf")
-    for _ in range(iterations + 1):
-        fz = f(z)
-        relative = float((fz - z).norm() / (fz.norm() + 1e-9))
-        if relative < lowest:
-            lowest, best = relative, z
-        z = fz
-    return best
+    fz = f(z)
+    best = Best(z, fz, fz - z)
+    for _ in range(iterations):
+        z, fz = fz, f(fz)
+        best.judge(z, fz, fz - z)
+    return best.z

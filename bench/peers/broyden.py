@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Broyden's method for g(z) = f(z) - z, a batch at a time, as the original MDEQ code has it: full
-steps, H_0 = -I, the iterate with the lowest relative residual of the batch is returned.
+steps, H_0 = -I. Of each sample the iterate with the lowest relative residual is returned; the
+original takes that of the batch, at the same cost as long as the residuals fall.
 
 Where the original forms H dg, this uses H g_old = -d: H dg = H g_new + d, and the next direction
 follows from the same product. That saves two of six passes over the stored pairs; z does not change
@@ -9,7 +10,7 @@ but for rounding. ORIGINAL = True takes the six passes.
 
 import torch
 
-from low_rank import LowRank
+from best import Best
 
 ORIGINAL = False
 
@@ -32,15 +33,13 @@ def broyden(f, z, iterations, h, memory=None):
     h.reset(len(z), memory, z.shape[1])
     fz = f(z)
     g = fz - z
-    lowest, best = float(g.norm() / (fz.norm() + 1e-9)), z
+    best = Best(z, fz, g)
     d = g
     for k in range(iterations):
         z = z + d
         fz = f(z)
         g_old, g = g, fz - z
-        relative = float(g.norm() / (fz.norm() + 1e-9))
-        if relative < lowest:
-            lowest, best = relative, z
+        best.judge(z, fz, g)
         v = h.apply_transpose(d)
         vg = dots(v, g)
         scale = safe_reciprocal(vg - dots(v, g_old))
@@ -54,4 +53,4 @@ def broyden(f, z, iterations, h, memory=None):
         h.rank = min(k + 1, memory)
         forgets = k >= memory  # then the product with the old pairs is not the one that is needed
         d = -h.apply(g) if ORIGINAL or forgets else torch.addcmul(hg, u, vg).neg_()
-    return best
+    return best.z

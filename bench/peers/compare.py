@@ -16,16 +16,16 @@ import processors
 HERE = pathlib.Path(__file__).parent
 OURS = HERE.parent.parent / "build/bench/bench/compare_cases"
 
-# Case, and the largest relative difference of the norms that both sides report. Where 18 steps of
-# Broyden's method do not contract, rounding grows; most in what GDEQ multiplies, the last steps.
+# Case, and the largest relative difference of the norms that both sides report. Where the steps of
+# Broyden's method do not contract, rounding grows.
 CASES = {
     "tiny_step_gdeq": 1e-3,
-    "tiny_step_implicit": 1e-3,
+    "tiny_step_implicit": 1e-2,
     "tiny_step_jfb": 1e-3,
     "tiny_step_npg": 1e-3,
     "large_step_gdeq": 1e-3,
-    "tiny_inference_1": 2e-2,
-    "tiny_inference_32": 2e-2,
+    "tiny_inference_1": 1e-3,
+    "tiny_inference_32": 1e-3,
     "tiny_f_32": 1e-4,
     "tiny_vjp_32": 1e-3,
     "broyden_512_1": 1e-4,
@@ -53,7 +53,7 @@ def run(command, extra=None):
     done = subprocess.run([str(c) for c in command], env={**os.environ, **(extra or {})},
                           stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"compare: failed: {' '.join(str(c) for c in command)}")
+        sys.exit(f"compare: failed with {done.returncode}: {' '.join(str(c) for c in command)}")
     return done.stdout
 
 
@@ -69,8 +69,7 @@ def agree(case, a, b, tolerance):
     """Fails loudly unless both sides computed the same."""
     for name, value in a["check"].items():
         other = b["check"][name]
-        grown = 20 if name == "gradient" and case.endswith("gdeq") else 1
-        if not abs(value - other) <= grown * tolerance * abs(value):
+        if not abs(value - other) <= tolerance * abs(value):
             sys.exit(f"compare: {case}: {name} is {value} here and {other} there: not the same work")
 
 
@@ -150,7 +149,7 @@ def main():
     options = arguments.parse_args()
     known = [*CASES, *ALONE]
     if options.list:
-        print("\n".join(known))
+        print(*known)
         return
     unknown = set(options.cases) - set(known)
     if unknown:

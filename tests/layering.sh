@@ -37,7 +37,8 @@ offence() {
   elif [[ $from_folder != "$to_folder" ]] && ! contains "${below[$from_folder]}" "$to_folder"; then
     echo "$from_folder must not include $to_folder"
   elif [[ $to == backend/*/* ]]; then
-    local to_backend=${to%/*}
+    local to_backend=${to#backend/}
+    to_backend=backend/${to_backend%%/*}
     if contains "$backend_free" "$from_folder"; then
       echo "$from_folder serves every backend"
     elif [[ $from_folder == backend && $from != "$to_backend"/* ]]; then

@@ -19,6 +19,11 @@ void nhwc_pack(Cpu<S>, const Conv2dGeometry& g, bool transposed, const S* w, S* 
   detail::ConvPlan<S>(g, transposed).pack(w, packed);
 }
 
+/// y = x * w.
+template <class S>
+void nhwc_conv2d(Cpu<S>, const Conv2dGeometry& g, const S* x, const S* packed, S* y) {
+  detail::ConvPlan<S>(g, false).run(x, packed, {}, y);
+}
 /// dx (+)= the transpose of the convolution applied to dy.
 template <class S>
 void nhwc_conv2d_vjp_input(Cpu<S>, const Conv2dGeometry& g, const S* packed, const S* dy, S* dx,

@@ -229,7 +229,7 @@ template <class V>
 struct ConvNormParts {
   const V* scale = nullptr;     ///< (O), of the normalisation
   const V* shift = nullptr;     ///< (O), of the normalisation
-  const V* mask = nullptr;      ///< (N, O, 1, 1), a constant: it has no gradient
+  const V* mask = nullptr;      ///< (N, O, 1, 1)
   const V* addend = nullptr;    ///< of the shape of the output
   const V* residual = nullptr;  ///< of the shape of the output
 };
@@ -267,7 +267,6 @@ struct ConvNorm {
     const auto grad = [&](std::size_t k) {
       return place[k] < 0 ? Sink<B>() : r.grad[static_cast<std::size_t>(place[k])];
     };
-    require(!grad(mask), "nhwc::conv_norm: the mask is a constant and has no gradient");
     const Tensor<B> of_conv = grad(x) || grad(w) ? Tensor<B>(u.shape()) : Tensor<B>();
     norm.vjp(u, operand(r.input, scale), operand(r.input, shift), r.output, r.cotangent,
              operand(r.input, mask), grad(scale), grad(shift), grad(residual), grad(addend),
@@ -281,11 +280,26 @@ struct ConvNorm {
       const auto [out, accumulate] = grad(w).target();
       nhwc_conv2d_vjp_weight(B{}, geometry, r.input[x].data(), of_conv.data(), out, accumulate);
     }
+    if (grad(mask)) mask_vjp(r, grad(mask));
   }
 
  private:
   Tensor<B> operand(std::span<const Tensor<B>> in, std::size_t k) const {
     return place[k] < 0 ? Tensor<B>() : in[static_cast<std::size_t>(place[k])];
+  }
+  /// The cotangent of a mask is seldom asked for: the convolution it multiplies is computed again.
+  void mask_vjp(const Reverse<B>& r, const Sink<B>& grad) const {
+    const Tensor<B> du(u.shape()), conv(u.shape()), none;
+    norm.vjp(u, operand(r.input, scale), operand(r.input, shift), r.output, r.cotangent, none, {},
+             {}, {}, {}, du);
+    nhwc_conv2d(B{}, geometry, r.input[x].data(), packed(r.input, false).data(), conv.data());
+    const NormGeometry& n = norm.geometry;
+    const Shape full{n.samples, n.pixels, n.channels};
+    const auto [out, accumulate] = grad.target();
+    broadcast_sum(
+        B{}, LoopNest<3>(full, {Shape{n.samples, 1, n.channels}, full, full}),
+        [](S a, S b) { return a * b; }, out, accumulate, static_cast<const S*>(du.data()),
+        static_cast<const S*>(conv.data()));
   }
   /// The weight as the kernels want it; made once for a weight that stays as it is. The plan of a
   /// convolution depends on the size of the image, so that is part of the key.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // deq/backend/cpu/conv: the algorithms against each other, and how well they round
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -63,11 +64,12 @@ TEST_CASE("How well a 3x3 convolution rounds, by algorithm") {
   const Bound bounds[]{{ConvAlgorithm::direct, 6e-8, 1.5e-8},
                        {ConvAlgorithm::winograd2, 1.6e-7, 8e-9},
                        {ConvAlgorithm::winograd4, 5e-7, 2.5e-8}};
-  for (const auto [in, out, side] : {std::array<Index, 3>{24, 120, 16},
-                                     {120, 24, 16},
-                                     {320, 64, 8},
-                                     {640, 128, 4},
-                                     {9, 11, 7}}) {
+  for (const auto& extents : {std::array<Index, 3>{24, 120, 16},
+                              {120, 24, 16},
+                              {320, 64, 8},
+                              {640, 128, 4},
+                              {9, 11, 7}}) {
+    const Index in = extents[0], out = extents[1], side = extents[2];
     const Conv2dGeometry g{2, in, side, side, out, 3, 3, 1, 1};
     const auto w = random_values<float>(9 * in * out, 2);
     for (const bool transposed : {false, true}) {

@@ -97,14 +97,16 @@ inline constexpr bool unrolls = requires {
 /// while it stays in its cache. The blocks do not depend on the number of threads, so neither do
 /// the results.
 struct Schedule {
-  /// Samples a block; 0 chooses about 64 Ki numbers of state, at most 64 samples.
+  /// Samples a block; 0 chooses about 64 Ki numbers of state, or a tenth of the parameters if that
+  /// is more, since every block reads all of them; at most 64 samples.
   Index block = 0;
 
-  Index block_size(Index dim, Index count, Scope scope) const {
+  Index block_size(Index dim, Index parameters, Index count, Scope scope) const {
     require(block >= 0, "Schedule: block must be >= 0, got ", block);
     if (scope == Scope::batch) return count;
     if (block > 0) return block;
-    return std::clamp<Index>(65536 / std::max<Index>(dim, 1), 1, 64);
+    const Index state = std::max<Index>(65536, parameters / 10);
+    return std::clamp<Index>(state / std::max<Index>(dim, 1), 1, 64);
   }
 };
 
@@ -342,7 +344,10 @@ class Equilibrium {
     const std::size_t traces = solver.stopping.trace ? static_cast<std::size_t>(count) : 0;
     solution.report.relative_trace.resize(traces);
     solution.report.absolute_trace.resize(traces);
-    const Index size = schedule.block_size(solution.state_.size(), count, solver.stopping.scope);
+    Index parameters = 0;
+    for (const Tensor<B>& p : theta.list) parameters += p.size();
+    const Index size =
+        schedule.block_size(solution.state_.size(), parameters, count, solver.stopping.scope);
     solution.block_size_ = size;
     solution.blocks_.resize(static_cast<std::size_t>(size > 0 ? (count + size - 1) / size : 0));
     for (std::size_t b = 0; b < solution.blocks_.size(); ++b) {

@@ -11,19 +11,28 @@
 
 namespace deq::detail {
 
-/// The vectors (0, 1), (2, 3), ... of the first half of `v` and the second half of it, number by
-/// number: log2(n) times that, and n vectors of n numbers are transposed.
+/// The numbers of a and b from `first` on, in turns, as many as a vector holds.
+template <class S, int first, int... L>
+DEQ_INLINE inline Simd<S> in_turns(const Simd<S>& a, const Simd<S>& b,
+                                   std::integer_sequence<int, L...>) {
+#ifdef __NVCC__  // which loses the pack below
+  Simd<S> turns;
+  ((turns[L] = (L % 2 ? b : a)[first + L / 2]), ...);
+  return turns;
+#else
+  return __builtin_shufflevector(a, b, (first + L / 2 + L % 2 * simd_width<S>)...);
+#endif
+}
+/// The first half of the vectors and the second half, number by number: done log2(n) times, n
+/// vectors of n numbers are transposed.
 template <class S>
 DEQ_INLINE inline void interleave_halves(Simd<S> (&v)[simd_width<S>]) {
   constexpr int n = static_cast<int>(simd_width<S>);
+  constexpr std::make_integer_sequence<int, n> lanes;
   Simd<S> mixed[n];
   unroll<n / 2>([&](auto i) DEQ_INLINE {
-    [&]<int... L>(std::integer_sequence<int, L...>) DEQ_INLINE {
-      mixed[2 * i] = __builtin_shufflevector(v[i], v[i + n / 2], (L / 2 + L % 2 * n)...);
-      mixed[2 * i + 1] =
-          __builtin_shufflevector(v[i], v[i + n / 2], (n / 2 + L / 2 + L % 2 * n)...);
-    }
-    (std::make_integer_sequence<int, n>{});
+    mixed[2 * i] = in_turns<S, 0>(v[i], v[i + n / 2], lanes);
+    mixed[2 * i + 1] = in_turns<S, n / 2>(v[i], v[i + n / 2], lanes);
   });
   unroll<n>([&](auto i) DEQ_INLINE { v[i] = mixed[i]; });
 }

@@ -10,7 +10,7 @@ namespace deq {
 
 namespace detail {
 
-/// y = plan(x) for NCHW images; `addend` in NCHW as well.
+/// y (+)= plan(x) + bias for NCHW images.
 template <class S>
 void convolve_nchw(const ConvPlan<S>& plan, const Footprint& print, Index samples, const S* x,
                    const S* w, const S* bias, S* y, bool accumulate) {

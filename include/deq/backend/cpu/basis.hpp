@@ -71,7 +71,7 @@ inline void add_combination(const S* h, Index stride, const S* c, S* y, Index n)
 
 /// body(integral_constant N, first) over groups of at most `most` of `count` vectors.
 template <int most, class Body>
-[[gnu::always_inline]] inline void in_groups(Index count, Body&& body) {
+DEQ_INLINE inline void in_groups(Index count, Body&& body) {
   Index v = 0;
   for (; v + most <= count; v += most) body(std::integral_constant<int, most>{}, v);
   if constexpr (most > 1)

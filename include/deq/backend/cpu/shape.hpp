@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deq/backend/cpu/cpu.hpp>
+#include <deq/backend/cpu/transpose.hpp>
 #include <deq/backend/geometry.hpp>
 
 namespace deq {
@@ -22,17 +23,15 @@ void copy_strips(Cpu<S>, const StripGeometry& g, const S* from, S* to, bool accu
       g.count * g.length < 65536);
 }
 
-/// y (cols x rows) (+)= x^T, x (rows x cols); in tiles that fit in the first-level cache.
+/// y (cols x rows) (+)= x^T, x (rows x cols).
 template <class S>
 void transpose_matrix(Cpu<S>, Index rows, Index cols, const S* x, S* y, bool accumulate) {
-  constexpr Index tile = 32;
-  parallel_for((rows + tile - 1) / tile,
+  constexpr Index block = 32;
+  parallel_for((rows + block - 1) / block,
                [=](Index piece) {
-                 const Index end = std::min(rows, (piece + 1) * tile);
-                 for (Index first = 0; first < cols; first += tile)
-                   for (Index i = piece * tile; i < end; ++i)
-                     for (Index j = first; j < std::min(cols, first + tile); ++j)
-                       y[j * rows + i] = x[i * cols + j] + (accumulate ? y[j * rows + i] : S(0));
+                 const Index first = piece * block;
+                 detail::transpose_plane(std::min(block, rows - first), cols, x + first * cols,
+                                         cols, y + first, rows, accumulate);
                },
                rows * cols < 65536);
 }

@@ -3,8 +3,6 @@
 // rows of the left one are read from the image where they lie.
 #pragma once
 
-#include <vector>
-
 #include <deq/backend/cpu/conv/fusion.hpp>
 #include <deq/backend/cpu/conv/packing.hpp>
 #include <deq/backend/cpu/conv/pieces.hpp>

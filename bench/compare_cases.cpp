@@ -303,7 +303,7 @@ class DenseCase {
   void export_to(const std::string& path) const {
     const bench::DenseTanh<float> f(dim_, batch_);
     deq::SafetensorsWriter writer;
-    writer.add<float>("W", {dim_, dim_}, f.weights_row_major());
+    writer.add<float>("W", {dim_, dim_}, f.weights());
     writer.add<float>("x", {batch_, dim_}, f.inputs());
     writer.write(path);
   }

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include <Eigen/Core>
 
-#include <deq/backend/cpu/cpu.hpp>
+#include <deq/backend/cpu/gemm.hpp>
 #include <deq/core/map.hpp>
+#include <deq/core/parallel.hpp>
 #include <deq/core/random.hpp>
 
 namespace bench {
@@ -22,49 +24,63 @@ template <class S>
 class DenseTanh {
  public:
   using Backend = deq::Cpu<S>;
-  using Matrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic>;
-  using ConstMap = Eigen::Map<const Matrix>;
 
-  DenseTanh(Index dim, Index batch, double radius = 0.9) : w_(dim, dim), x_(dim, batch) {
+  DenseTanh(Index dim, Index batch, double radius = 0.9) : dim_(dim) {
     deq::Random random(1, deq::Purpose::user);
     const double scale = radius / std::sqrt(static_cast<double>(dim));
-    for (Index i = 0; i < w_.size(); ++i) w_.data()[i] = static_cast<S>(scale * random.normal());
-    for (Index i = 0; i < x_.size(); ++i) x_.data()[i] = static_cast<S>(random.normal());
+    w_.resize(static_cast<std::size_t>(dim * dim));
+    x_.resize(static_cast<std::size_t>(dim * batch));
+    for (S& w : w_) w = static_cast<S>(scale * random.normal());
+    for (S& x : x_) x = static_cast<S>(random.normal());
   }
 
-  Index dim() const { return w_.rows(); }
+  Index dim() const { return dim_; }
   /// W row by row, and x sample by sample, for a peer to compute the same.
-  std::vector<S> weights_row_major() const {
-    const Matrix transposed = w_.transpose();
-    return {transposed.data(), transposed.data() + transposed.size()};
-  }
-  std::vector<S> inputs() const { return {x_.data(), x_.data() + x_.size()}; }
+  const std::vector<S>& weights() const { return w_; }
+  const std::vector<S>& inputs() const { return x_; }
 
   void evaluate(Samples a, BatchView<const S> z, BatchView<S> out) {
-    Eigen::Map<Matrix> y(out.data, out.dim, out.count);
-    y.noalias() = w_ * ConstMap(z.data, z.dim, z.count);
-    for (Index j = 0; j < a.count; ++j) y.col(j) = (y.col(j) + x_.col(a[j])).array().tanh();
+    deq::gemm(Backend{}, {.m = z.count, .n = dim_, .k = dim_, .transpose_b = true}, z.data,
+              w_.data(), out.data, false);
+    for_each_sample(a, [&](Index j) {
+      column(out, j) = (column(out, j) + column(inputs_of(), a[j])).tanh();
+    });
   }
 
   /// J^T w = W^T ((1 - z^2) w) at a fixed point, where f(z) = z.
   struct Jacobian {
     const DenseTanh& map;
-    Matrix slope;
+    BatchView<const S> z;
 
     void vjp(Samples a, BatchView<const S> w, BatchView<S> out) const {
-      Matrix scaled(w.dim, w.count);
-      for (Index j = 0; j < a.count; ++j)
-        scaled.col(j) = slope.col(a[j]).cwiseProduct(ConstMap(w.data, w.dim, w.count).col(j));
-      Eigen::Map<Matrix>(out.data, out.dim, out.count).noalias() = map.w_.transpose() * scaled;
+      deq::Array<Backend> scaled;
+      const BatchView<S> product = scaled.batch(w.dim, w.count);
+      map.for_each_sample(a, [&](Index j) {
+        column(product, j) = (1 - column(z, a[j]).square()) * column(w, j);
+      });
+      deq::gemm(Backend{}, {.m = w.count, .n = w.dim, .k = w.dim}, product.data, map.w_.data(),
+                out.data, false);
     }
   };
-  Jacobian linearize(BatchView<const S> z) const {
-    const ConstMap zm(z.data, z.dim, z.count);
-    return {*this, (1 - zm.array().square()).matrix()};
-  }
+  Jacobian linearize(BatchView<const S> z) const { return {*this, z}; }
 
  private:
-  Matrix w_, x_;
+  template <class T>
+  static auto column(BatchView<T> batch, Index j) {
+    using Column = Eigen::Array<std::remove_const_t<T>, Eigen::Dynamic, 1>;
+    return Eigen::Map<std::conditional_t<std::is_const_v<T>, const Column, Column>>(
+        batch.data + j * batch.dim, batch.dim);
+  }
+  BatchView<const S> inputs_of() const {
+    return {x_.data(), dim_, static_cast<Index>(x_.size()) / dim_};
+  }
+  template <class Body>
+  void for_each_sample(Samples a, Body body) const {
+    deq::parallel_for(a.count, body, a.count * dim_ < 8192);
+  }
+
+  Index dim_;
+  std::vector<S> w_, x_;
 };
 
 }  // namespace bench

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
+#include <chrono>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -46,18 +46,16 @@ class FirstError {
   std::exception_ptr error_;
 };
 
-/// The team: sleeps between loops; the caller works as its thread 0.
+/// The team; the caller works as its thread 0. A thread that has nothing to do looks out for work
+/// for a while before it sleeps: to wake it costs ten times what a loop over a small image takes.
 class ThreadTeam {
  public:
   explicit ThreadTeam(int threads) {
     for (int t = 1; t < threads; ++t) workers_.emplace_back([this] { work(); });
   }
   ~ThreadTeam() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
+    job_ = nullptr;
+    call();
     for (std::thread& worker : workers_) worker.join();
   }
   ThreadTeam(const ThreadTeam&) = delete;
@@ -68,42 +66,44 @@ class ThreadTeam {
   /// Runs job(context) once on every thread of the team, the caller included.
   void run(void (*job)(void*), void* context) {
     const std::lock_guard one_loop_at_a_time(loop_);
-    {
-      const std::lock_guard lock(mutex_);
-      job_ = job;
-      context_ = context;
-      running_ = static_cast<int>(workers_.size());
-      ++generation_;
-    }
-    wake_.notify_all();
+    job_ = job;
+    context_ = context;
+    running_ = size() - 1;
+    call();
     job(context);
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return running_ == 0; });
+    for (int left = running_; left != 0; left = running_) wait_for_change(running_, left);
   }
 
  private:
+  void call() {
+    ++loops_;
+    loops_.notify_all();
+  }
   void work() {
-    std::size_t seen = 0;
-    while (true) {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
-      if (stopping_) return;
-      seen = generation_;
-      lock.unlock();
+    for (unsigned seen = 0;; ++seen) {
+      wait_for_change(loops_, seen);
+      if (!job_) return;
       job_(context_);
-      lock.lock();
-      if (--running_ == 0) done_.notify_one();
+      if (--running_ == 0) running_.notify_one();
     }
+  }
+  template <class T>
+  static void wait_for_change(const std::atomic<T>& value, T old) {
+    using Clock = std::chrono::steady_clock;
+    for (int look = 0; look < 25; ++look) {
+      const auto end = Clock::now() + std::chrono::microseconds(2);
+      while (Clock::now() < end)
+        if (value != old) return;
+      std::this_thread::yield();  // on a busy machine those waited for may need this processor
+    }
+    value.wait(old);
   }
 
   std::mutex loop_;
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
   void (*job_)(void*) = nullptr;
   void* context_ = nullptr;
-  std::size_t generation_ = 0;
-  int running_ = 0;
-  bool stopping_ = false;
+  std::atomic<unsigned> loops_ = 0;  ///< that were begun
+  std::atomic<int> running_ = 0;     ///< workers that are not done with this one
   std::vector<std::thread> workers_;
 };
 

@@ -23,19 +23,30 @@ MatrixMap<S> matrix(S* data, Index rows, Index cols, Index stride) {
   return {data, rows, cols, Eigen::OuterStride<>(stride)};
 }
 
-/// C (+)= A B on the calling thread. The bits depend on the numbers and the extents alone. Eigen's
-/// paths for vectors and for very small products look at the alignment of the memory, so these
-/// are plain loops here.
+/// A product is cut into pieces of this size, which the team shares.
+struct GemmPiece {
+  static constexpr Index rows = 64, columns = 128;
+};
+
+/// C (+)= A B on the calling thread, C one piece at most. The bits depend on the numbers and the
+/// extents alone. Eigen's paths for vectors and for very small products look at the alignment of
+/// the memory, so these are plain loops here.
 template <class A, class B, class C>
 void multiply(const A& a, const B& b, C c, bool accumulate) {
   using S = typename A::Scalar;
   const Index m = a.rows(), n = b.cols(), k = a.cols();
-  if (m == 1 || n == 1 || m + n + k < 24) {
+  const auto put = [&](Index i, Index j, S sum) {
+    c.coeffRef(i, j) = accumulate ? c.coeff(i, j) + sum : sum;
+  };
+  if (m == 1 && B::IsRowMajor) {
+    S sum[GemmPiece::columns] = {};
+    for (Index l = 0; l < k; ++l)
+      for (Index j = 0; j < n; ++j) sum[j] += a.coeff(0, l) * b.coeff(l, j);
+    for (Index j = 0; j < n; ++j) put(0, j, sum[j]);
+  } else if (m == 1 || n == 1 || m + n + k < 24) {
     for (Index i = 0; i < m; ++i)
-      for (Index j = 0; j < n; ++j) {
-        const S sum = lane_sum<S>(k, [&](Index l) { return a.coeff(i, l) * b.coeff(l, j); });
-        c.coeffRef(i, j) = accumulate ? c.coeff(i, j) + sum : sum;
-      }
+      for (Index j = 0; j < n; ++j)
+        put(i, j, lane_sum<S>(k, [&](Index l) { return a.coeff(i, l) * b.coeff(l, j); }));
   } else if (accumulate) {
     c.noalias() += a * b;
   } else {
@@ -45,25 +56,28 @@ void multiply(const A& a, const B& b, C c, bool accumulate) {
 
 }  // namespace detail
 
-/// C (+)= op(A) op(B). Rows of C are shared by the team in blocks of fixed size.
+/// C (+)= op(A) op(B).
 template <class S>
 void gemm(Cpu<S>, const GemmGeometry& g, const S* a, const S* b, S* c, bool accumulate) {
-  constexpr Index block = 64;
-  const auto rows_of_c = [&](Index piece) {
-    const Index first = piece * block, m = std::min(block, g.m - first);
-    const auto out = detail::matrix(c + first * g.n, m, g.n, g.n);
+  using Piece = detail::GemmPiece;
+  const Index across = (g.n + Piece::columns - 1) / Piece::columns;
+  const auto piece = [&](Index index) {
+    const Index i = index / across * Piece::rows, m = std::min(Piece::rows, g.m - i);
+    const Index j = index % across * Piece::columns, n = std::min(Piece::columns, g.n - j);
+    const auto out = detail::matrix(c + i * g.n + j, m, n, g.n);
     const auto times_b = [&](const auto& left) {
       if (g.transpose_b)
-        detail::multiply(left, detail::matrix(b, g.n, g.k, g.k).transpose(), out, accumulate);
+        detail::multiply(left, detail::matrix(b + j * g.k, n, g.k, g.k).transpose(), out,
+                         accumulate);
       else
-        detail::multiply(left, detail::matrix(b, g.k, g.n, g.n), out, accumulate);
+        detail::multiply(left, detail::matrix(b + j, g.k, n, g.n), out, accumulate);
     };
     if (g.transpose_a)
-      times_b(detail::matrix(a + first, g.k, m, g.m).transpose());
+      times_b(detail::matrix(a + i, g.k, m, g.m).transpose());
     else
-      times_b(detail::matrix(a + first * g.k, m, g.k, g.k));
+      times_b(detail::matrix(a + i * g.k, m, g.k, g.k));
   };
-  parallel_for((g.m + block - 1) / block, rows_of_c, g.m * g.n * g.k < 65536);
+  parallel_for((g.m + Piece::rows - 1) / Piece::rows * across, piece, g.m * g.n * g.k < 65536);
 }
 
 }  // namespace deq

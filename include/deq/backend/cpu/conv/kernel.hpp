@@ -8,9 +8,8 @@
 
 namespace deq::detail {
 
-/// Vectors of output channels that a block has at most. With three, g++ reads the weights again for
-/// every row and loses a quarter of the speed.
-inline constexpr int max_panel = 2;
+/// Vectors of output channels that a block has at most.
+inline constexpr int max_panel = 3;
 /// Rows of a block `vectors` wide at most: beside the sums the registers must hold a row of weights
 /// and one factor.
 constexpr int max_rows(int vectors) {
@@ -23,7 +22,7 @@ struct Block {
   static constexpr int rows = R, vectors = V;
   /// Terms that are summed one after the other. Longer sums are sums of such sums, which keeps the
   /// rounding of a sum of a thousand terms at that of a hundred.
-  static constexpr Index run = 12;
+  static constexpr Index run = 24;
 
   Simd<S> sum[R][V];
 
@@ -58,7 +57,10 @@ struct Block {
     clear();
     for (Index k = 0; k < n; ++k, b += V * simd_width<S>) {
       Simd<S> weights[V];
-      unroll<V>([&](auto v) DEQ_INLINE { weights[v] = load(b + v * simd_width<S>); });
+      unroll<V>([&](auto v) DEQ_INLINE {
+        weights[v] = load(b + v * simd_width<S>);
+        hold(weights[v]);
+      });
       unroll<R>([&](auto r) DEQ_INLINE {
         const Simd<S> x = broadcast(row[r][k]);
         unroll<V>([&](auto v) DEQ_INLINE { sum[r][v] += x * weights[v]; });
@@ -70,11 +72,13 @@ struct Block {
 /// body(V) with the constant V that equals `vectors`.
 template <class Body>
 void with_panel(int vectors, Body&& body) {
-  static_assert(max_panel == 2);
+  static_assert(max_panel == 3);
   if (vectors == 1)
     body(std::integral_constant<int, 1>{});
-  else
+  else if (vectors == 2)
     body(std::integral_constant<int, 2>{});
+  else
+    body(std::integral_constant<int, 3>{});
 }
 
 /// body(R, first row), R a constant, for blocks `vectors` wide that together have `rows` rows. Few

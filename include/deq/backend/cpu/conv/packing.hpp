@@ -8,7 +8,8 @@
 
 namespace deq::detail {
 
-/// How the output channels are cut into panels of at most max_panel vectors.
+/// How the output channels are cut into panels: of two vectors, or, where that would leave one over
+/// and it can be avoided, of three. Blocks one vector wide wait for the memory.
 template <class S>
 struct Panels {
   Index vectors;  ///< of all output channels
@@ -16,7 +17,9 @@ struct Panels {
 
   explicit Panels(Index channels)
       : vectors(simd_count<S>(channels)),
-        width(static_cast<int>(std::min<Index>(vectors, max_panel))) {}
+        width(vectors % 2 == 1 && vectors % 3 == 0
+                  ? 3
+                  : static_cast<int>(std::min<Index>(vectors, 2))) {}
 
   Index count() const { return (vectors + width - 1) / width; }
   int width_of(Index panel) const {

@@ -41,6 +41,7 @@ void add_strip(const Conv2dGeometry& g, Index tap, Index first_line, Index last_
       Simd<S> cotangent[v];
       unroll<v - 1>([&](auto j) DEQ_INLINE { cotangent[j] = load(b + j * simd_width<S>); });
       cotangent[v - 1] = load(b + (v - 1) * simd_width<S>, last_width);
+      unroll<v>([&](auto j) DEQ_INLINE { hold(cotangent[j]); });
       unroll<r>([&](auto i) DEQ_INLINE {
         const Simd<S> pixel = broadcast(a[i]);
         unroll<v>([&](auto j) DEQ_INLINE { block.sum[i][j] += pixel * cotangent[j]; });
@@ -69,7 +70,7 @@ void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bo
 
   // A strip of the cotangent's panel stays in the first-level cache for all taps.
   const Index strip = std::max<Index>(1, 192 / std::max<Index>(1, g.out_width()));
-  constexpr Index rows = 2 * max_rows(max_panel);
+  constexpr Index rows = 12;  // whole blocks, whatever the width of the panel
   const Index row_blocks = (g.in_channels + rows - 1) / rows;
   parallel_for(panels.count() * row_blocks, [&](Index task) {
     const Index p = task / row_blocks, first = task % row_blocks * rows;

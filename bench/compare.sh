@@ -8,14 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [[ ${1:-} != --list ]]; then
-  source tests/ensure_packages.sh
-  ensure_packages build-essential cmake ninja-build libeigen3-dev python3-torch libopenblas0-openmp
-  build=build/bench
-  generator=()
-  if [[ ! -f $build/CMakeCache.txt ]] && command -v ninja >/dev/null; then generator=(-G Ninja); fi
-  cmake -S . -B "$build" ${generator[@]+"${generator[@]}"} -DCMAKE_BUILD_TYPE=Release -DDEQ_NATIVE=ON \
-    -DDEQ_BUILD_TESTS=OFF -DDEQ_BUILD_EXAMPLES=OFF -DDEQ_BUILD_BENCH=ON >/dev/null
-  cmake --build "$build" --target compare_cases --parallel "$(nproc)" >&2
+  source bench/build.sh
+  build_bench "python3-torch libopenblas0-openmp" compare_cases
 fi
 
 # Debian's torch calls whichever BLAS the alternatives name; the reference one would be no peer.

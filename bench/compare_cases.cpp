@@ -20,24 +20,25 @@
 #include <utility>
 #include <vector>
 
-#include <deq/backend/cpu/kernels.hpp>
 #include <deq/backward/implicit.hpp>
 #include <deq/backward/jfb.hpp>
 #include <deq/backward/npg.hpp>
 #include <deq/io/safetensors.hpp>
-#include <deq/model/mdeq_classifier.hpp>
 #include <deq/solver/anderson.hpp>
 #include <deq/solver/fixed_point.hpp>
 
 #include "dense_tanh.hpp"
+#include "mdeq_work.hpp"
 
 namespace {
 
+using bench::broyden;
+using bench::exactly;
+using bench::Tensor;
 using deq::Index;
 using B = deq::Cpu<float>;
-using Tensor = deq::Tensor<B>;
 
-constexpr int dense_iterations = 30, forward_iterations = 18, backward_iterations = 20, vjps = 20;
+constexpr int dense_iterations = 30, vjps = 20;
 
 struct Options {
   std::string name, export_to, storage = "steps";
@@ -108,26 +109,6 @@ double squares(const Tensor& t) {
 }
 double norm(const Tensor& t) { return std::sqrt(squares(t)); }
 
-Tensor random_normal(const deq::Shape& shape, std::uint32_t sample) {
-  deq::Random random(7, deq::Purpose::synthetic_data, 0, sample);
-  std::vector<float> values(static_cast<std::size_t>(shape.size()));
-  for (float& v : values) v = static_cast<float>(random.normal());
-  return Tensor(shape, values);
-}
-
-/// A budget of iterations that nothing cuts short, so that both sides do the same work.
-deq::Stopping exactly(int iterations) {
-  return {.max_iterations = iterations,
-          .relative_tolerance = 0,
-          .divergence_factor = INFINITY,
-          .stall_window = 0};
-}
-
-template <class Storage>
-deq::Broyden<Storage> broyden(int iterations) {
-  return {.stopping = exactly(iterations), .memory = iterations};
-}
-
 // MDEQ --------------------------------------------------------------------------------------------
 
 /// A freshly initialised network, and data. Named SIZE_WHAT_...: tiny_step_gdeq, tiny_inference_32.
@@ -137,27 +118,18 @@ class MdeqCase {
   explicit MdeqCase(const std::string& name)
       : what_(part(name, 1)),
         detail_(part(name, 2)),
-        model_(part(name, 0) == "large" ? deq::MdeqConfig::large() : deq::MdeqConfig::tiny()),
-        batch_(detail_ == "1" ? 1 : 32),
-        images_(random_normal({batch_, 3, 32, 32}, 0)) {
-    const deq::MdeqConfig& config = model_.config();
-    for (Index n = 0; n < batch_; ++n) labels_.push_back(n % config.classes);
-    for (Index i = 0; i < config.branches(); ++i)
-      masks_.push_back(deq::dropout_mask<B>({batch_, config.channels_of(i), 1, 1}, config.dropout,
-                                            {.layer = static_cast<std::uint32_t>(i)}));
-    // Where f and its VJP are measured alone.
-    z_ = random_normal({batch_, config.state_size()}, 1);
-  }
+        work_(part(name, 0) == "large" ? deq::MdeqConfig::large() : deq::MdeqConfig::tiny(),
+              detail_ == "1" ? 1 : 32) {}
 
   void export_to(const std::string& path) const {
     deq::SafetensorsWriter writer;
-    model_.save(writer);
-    add(writer, "images", images_);
-    writer.add<std::int64_t>("labels", {batch_},
-                             std::vector<std::int64_t>(labels_.begin(), labels_.end()));
-    for (std::size_t i = 0; i < masks_.size(); ++i)
-      add(writer, "mask." + std::to_string(i), masks_[i]);
-    add(writer, "z", z_);
+    work_.model.save(writer);
+    add(writer, "images", work_.images);
+    writer.add<std::int64_t>("labels", {work_.batch()},
+                             std::vector<std::int64_t>(work_.labels.begin(), work_.labels.end()));
+    for (std::size_t i = 0; i < work_.masks.size(); ++i)
+      add(writer, "mask." + std::to_string(i), work_.masks[i]);
+    add(writer, "z", work_.z);
     writer.write(path);
   }
 
@@ -168,8 +140,8 @@ class MdeqCase {
     if (detail_ == "jfb") return step(budget, deq::Jfb{});
     if (detail_ == "npg") return step(budget, deq::Npg{.k = 5, .lambda = 0.5});
     if (detail_ == "implicit")
-      return step(budget,
-                  deq::Implicit<deq::Broyden<Storage>>{broyden<Storage>(backward_iterations)});
+      return step(budget, deq::Implicit<deq::Broyden<Storage>>{
+                              broyden<Storage>(bench::backward_iterations)});
     throw deq::InvalidArgument("compare_cases: no such gradient: " + detail_);
   }
 
@@ -186,12 +158,12 @@ class MdeqCase {
   /// Forward, and the gradients of all parameters; no optimizer.
   template <class Policy>
   Result step(double budget, Policy policy) {
-    deq::MdeqClassifier<B, deq::Broyden<Storage>, Policy> classifier(
-        model_, broyden<Storage>(forward_iterations), policy);
-    const deq::PassReport pass = classifier.train(images_, labels_, masks_);
+    auto classifier = work_.template classifier<Storage>(policy);
+    const auto train = [&] { return classifier.train(work_.images, work_.labels, work_.masks); };
+    const deq::PassReport pass = train();
     double gradient = 0;
-    for (const auto& p : model_.parameters()) gradient += squares(p.grad);
-    return {median_times(budget, [&] { classifier.train(images_, labels_, masks_); }),
+    for (const auto& p : work_.model.parameters()) gradient += squares(p.grad);
+    return {median_times(budget, train),
             static_cast<double>(pass.solve.samples[0].evaluations),
             {{"loss", pass.loss},
              {"z", norm(classifier.solution().z)},
@@ -199,10 +171,9 @@ class MdeqCase {
   }
 
   Result inference(double budget) {
-    deq::MdeqClassifier<B, deq::Broyden<Storage>, deq::Jfb> classifier(
-        model_, broyden<Storage>(forward_iterations));
-    const Tensor logits = classifier.logits(images_);
-    return {median_times(budget, [&] { classifier.logits(images_); }),
+    auto classifier = work_.template classifier<Storage>(deq::Jfb{});
+    const Tensor logits = classifier.logits(work_.images);
+    return {median_times(budget, [&] { classifier.logits(work_.images); }),
             static_cast<double>(classifier.solution().report.samples[0].evaluations),
             {{"logits", norm(logits)}, {"z", norm(classifier.solution().z)}}};
   }
@@ -210,32 +181,25 @@ class MdeqCase {
   /// One application of f; or a product with J^T, the mean of a Neumann series of them after one
   /// recording.
   Result alone(double budget) {
-    const std::vector<Tensor> all = model_.values();
-    const std::span<const Tensor> values(all);
-    const Tensor x = model_.stem(images_, values, deq::BatchNormMode::evaluate);
-    const std::vector<Tensor> theta = model_.layer_parameters(values);
-    auto layer = deq::equilibrium<deq::FixedPoint>(
-        model_.function(false), deq::FixedPoint{exactly(0)}, deq::Npg{.k = vjps + 1, .lambda = 1});
-    const auto solution = layer.solve(z_, deq::inputs(std::span<const Tensor>(&x, 1)),
-                                      deq::params(std::span<const Tensor>(theta)));
+    const bench::MdeqArguments arguments = work_.arguments();
+    auto layer =
+        deq::equilibrium<deq::FixedPoint>(work_.model.function(false), deq::FixedPoint{exactly(0)},
+                                          deq::Npg{.k = vjps + 1, .lambda = 1});
+    const auto solution = layer.solve(work_.z, arguments.inputs(), arguments.params());
     if (what_ == "f")
       return {median_times(budget, [&] { layer.apply(solution); }),
               1,
               {{"z", norm(layer.apply(solution))}}};
     deq::EquilibriumGradients<B> g;
-    g.inputs.resize(1);
-    g.params.resize(theta.size());
-    layer.gradient(solution, z_, g);
-    const Times t = median_times(budget, [&] { layer.gradient(solution, z_, g); });
+    g.inputs.resize(arguments.x.size());
+    g.params.resize(arguments.theta.size());
+    layer.gradient(solution, work_.z, g);
+    const Times t = median_times(budget, [&] { layer.gradient(solution, work_.z, g); });
     return {{t.wall / vjps, t.processor / vjps}, 1, {{"z", norm(g.adjoint)}}};
   }
 
   std::string what_, detail_;
-  deq::Mdeq<B> model_;
-  Index batch_;
-  Tensor images_, z_;
-  std::vector<Index> labels_;
-  std::vector<Tensor> masks_;
+  bench::MdeqWork work_;
 };
 
 // Dense map ---------------------------------------------------------------------------------------

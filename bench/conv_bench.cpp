@@ -12,6 +12,8 @@
 #include <deq/backend/cpu/conv/weight_gradient.hpp>
 #include <deq/core/random.hpp>
 
+#include "run_benchmarks.hpp"
+
 namespace {
 
 using deq::Conv2dGeometry;
@@ -124,7 +126,5 @@ void register_all() {
 
 int main(int argc, char** argv) {
   register_all();
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  benchmark::RunSpecifiedBenchmarks();
+  return bench::run_benchmarks(argc, argv);
 }

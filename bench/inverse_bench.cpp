@@ -16,6 +16,7 @@
 #include <deq/inverse/low_rank_pairs.hpp>
 
 #include "cheap_map.hpp"
+#include "run_benchmarks.hpp"
 #include "stream.hpp"
 
 namespace {
@@ -161,10 +162,9 @@ BENCHMARK_TEMPLATE(product, deq::LowRankPairs<B>, true)->Apply(shapes);
 }  // namespace
 
 int main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
   benchmark::AddCustomContext("triad of 192 MB, GB/s",
                               std::to_string(bench::stream_bandwidth() / 1e9));
   benchmark::AddCustomContext("triad of 0.2 MB, GB/s",
                               std::to_string(bench::triad_bandwidth(200000) / 1e9));
-  benchmark::RunSpecifiedBenchmarks();
+  return bench::run_benchmarks(argc, argv);
 }

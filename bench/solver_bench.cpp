@@ -18,6 +18,7 @@
 
 #include "cheap_map.hpp"
 #include "dense_tanh.hpp"
+#include "run_benchmarks.hpp"
 #include "stream.hpp"
 
 namespace {
@@ -68,6 +69,7 @@ void run(benchmark::State& state, Map& f, Solver solver) {
   const deq::SampleReport& report = ws.report.samples[0];
   state.SetItemsProcessed(state.iterations() * batch);
   state.counters["steps"] = report.iterations;
+  state.counters["evaluations"] = report.evaluations;
   state.counters["allocations"] =
       static_cast<double>(deq::HostPool::instance().system_requests() - before);
   state.counters["share_of_f"] = f_seconds * report.evaluations / seconds;
@@ -108,4 +110,4 @@ BENCHMARK_CAPTURE(cheap, broyden_steps, deq::Broyden<deq::StepsOnly>{})->Apply(l
 
 }  // namespace
 
-BENCHMARK_MAIN();
+int main(int argc, char** argv) { return bench::run_benchmarks(argc, argv); }

@@ -7,7 +7,7 @@
 have_package() {
   case $1 in
     build-essential) command -v g++ make >/dev/null ;;
-    cmake | g++ | clang | clang-format) command -v "$1" >/dev/null ;;
+    cmake | g++ | clang | clang-format | python3) command -v "$1" >/dev/null ;;
     ninja-build) command -v ninja >/dev/null ;;
     *) [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]] ;;
   esac

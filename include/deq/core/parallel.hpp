@@ -50,8 +50,11 @@ class FirstError {
 /// for a while before it sleeps: to wake it costs ten times what a loop over a small image takes.
 class ThreadTeam {
  public:
-  explicit ThreadTeam(int threads) {
-    for (int t = 1; t < threads; ++t) workers_.emplace_back([this] { work(); });
+  /// Must not throw.
+  using Job = void (*)(void* context, Index i);
+
+  explicit ThreadTeam(int threads) : shares_(static_cast<std::size_t>(threads)) {
+    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
   }
   ~ThreadTeam() {
     job_ = nullptr;
@@ -61,31 +64,52 @@ class ThreadTeam {
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return static_cast<int>(shares_.size()); }
 
-  /// Runs job(context) once on every thread of the team, the caller included.
-  void run(void (*job)(void*), void* context) {
+  /// Runs job(context, i) for i in [0, n).
+  void run(Index n, Job job, void* context) {
     const std::lock_guard one_loop_at_a_time(loop_);
     job_ = job;
     context_ = context;
+    Index first = 0;
+    for (std::size_t t = 0; t < shares_.size(); ++t) {
+      shares_[t].next = first;
+      shares_[t].end = first = n * static_cast<Index>(t + 1) / size();
+    }
     running_ = size() - 1;
     call();
-    job(context);
+    take_part(0);
     for (int left = running_; left != 0; left = running_) wait_for_change(running_, left);
   }
 
  private:
+  /// The indices that a thread begins with: in the same loop the next time it meets the same data,
+  /// in a cache of its own. Alone on their cache line, since others ask for them as well.
+  struct alignas(64) Share {
+    std::atomic<Index> next = 0;
+    Index end = 0;
+  };
+
   void call() {
     ++loops_;
     loops_.notify_all();
   }
-  void work() {
+  void work(int thread) {
     for (unsigned seen = 0;; ++seen) {
       wait_for_change(loops_, seen);
       if (!job_) return;
-      job_(context_);
+      take_part(thread);
       if (--running_ == 0) running_.notify_one();
     }
+  }
+  /// The thread's own share, then what is left of the others'.
+  void take_part(int thread) {
+    inside_parallel = true;
+    for (int k = 0; k < size(); ++k) {
+      Share& share = shares_[static_cast<std::size_t>((thread + k) % size())];
+      for (Index i = share.next++; i < share.end; i = share.next++) job_(context_, i);
+    }
+    inside_parallel = false;
   }
   template <class T>
   static void wait_for_change(const std::atomic<T>& value, T old) {
@@ -100,8 +124,9 @@ class ThreadTeam {
   }
 
   std::mutex loop_;
-  void (*job_)(void*) = nullptr;
+  Job job_ = nullptr;
   void* context_ = nullptr;
+  std::vector<Share> shares_;        ///< one a thread
   std::atomic<unsigned> loops_ = 0;  ///< that were begun
   std::atomic<int> running_ = 0;     ///< workers that are not done with this one
   std::vector<std::thread> workers_;
@@ -137,10 +162,10 @@ inline void set_num_threads(int threads) {
   detail::Team::instance().threads = threads;
 }
 
-/// Calls body(i) for i in [0, n), in any order and on any thread of the team; idle threads take the
-/// next index, so uneven pieces balance. The first exception is rethrown here. Nested loops run on
-/// the calling thread. `serial` (a guess that the work is too small to share) keeps it there as
-/// well.
+/// Calls body(i) for i in [0, n), in any order and on any thread of the team; each begins with a
+/// share of its own and then takes from the others', so uneven pieces balance. The first exception
+/// is rethrown here. Nested loops run on the calling thread. `serial` (a guess that the work is too
+/// small to share) keeps it there as well.
 template <class Body>
 void parallel_for(Index n, Body&& body, bool serial = false) {
   if (serial || n <= 1 || detail::inside_parallel || num_threads() == 1) {
@@ -157,17 +182,14 @@ void parallel_for(Index n, Body&& body, bool serial = false) {
   }
 #else
   struct Loop {
-    std::atomic<Index> next{0};
-    Index n;
     Body& body;
     detail::FirstError& error;
-  } loop{{}, n, body, error};
+  } loop{body, error};
   detail::Team::instance().get().run(
-      [](void* context) {
-        Loop& l = *static_cast<Loop*>(context);
-        detail::inside_parallel = true;
-        for (Index i = l.next++; i < l.n; i = l.next++) l.error.guard([&] { l.body(i); });
-        detail::inside_parallel = false;
+      n,
+      [](void* context, Index i) {
+        const Loop& l = *static_cast<Loop*>(context);
+        l.error.guard([&] { l.body(i); });
       },
       &loop);
 #endif

@@ -3,6 +3,7 @@
 
 #include <Eigen/Core>
 
+#include <deq/backend/cpu/basis.hpp>
 #include <deq/backend/cpu/cpu.hpp>
 #include <deq/backend/geometry.hpp>
 
@@ -28,6 +29,21 @@ struct GemmPiece {
   static constexpr Index rows = 64, columns = 128;
 };
 
+/// c (+)= a B for a row a.
+template <class A, class B, class C>
+void multiply_row(const A& a, const B& b, C& c, bool accumulate) {
+  const Index n = b.cols(), k = b.rows(), stride = b.outerStride();
+  if (!accumulate) c.setZero();
+  if constexpr (B::IsRowMajor)
+    in_groups<4>(k, [&](auto N, Index l) {
+      add_combination<N>(b.data() + l * stride, stride, a.data() + l, c.data(), n);
+    });
+  else
+    in_groups<4>(n, [&](auto N, Index j) {
+      add_dots<N>(b.data() + j * stride, stride, a.data(), k, c.data() + j);
+    });
+}
+
 /// C (+)= A B on the calling thread, C one piece at most. The bits depend on the numbers and the
 /// extents alone. Eigen's paths for vectors and for very small products look at the alignment of
 /// the memory, so these are plain loops here.
@@ -35,18 +51,14 @@ template <class A, class B, class C>
 void multiply(const A& a, const B& b, C c, bool accumulate) {
   using S = typename A::Scalar;
   const Index m = a.rows(), n = b.cols(), k = a.cols();
-  const auto put = [&](Index i, Index j, S sum) {
-    c.coeffRef(i, j) = accumulate ? c.coeff(i, j) + sum : sum;
-  };
-  if (m == 1 && B::IsRowMajor) {
-    S sum[GemmPiece::columns] = {};
-    for (Index l = 0; l < k; ++l)
-      for (Index j = 0; j < n; ++j) sum[j] += a.coeff(0, l) * b.coeff(l, j);
-    for (Index j = 0; j < n; ++j) put(0, j, sum[j]);
+  if (A::IsRowMajor && m == 1) {
+    multiply_row(a, b, c, accumulate);
   } else if (m == 1 || n == 1 || m + n + k < 24) {
     for (Index i = 0; i < m; ++i)
-      for (Index j = 0; j < n; ++j)
-        put(i, j, lane_sum<S>(k, [&](Index l) { return a.coeff(i, l) * b.coeff(l, j); }));
+      for (Index j = 0; j < n; ++j) {
+        const S sum = lane_sum<S>(k, [&](Index l) { return a.coeff(i, l) * b.coeff(l, j); });
+        c.coeffRef(i, j) = accumulate ? c.coeff(i, j) + sum : sum;
+      }
   } else if (accumulate) {
     c.noalias() += a * b;
   } else {

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""How many processors does the machine have to spare at this moment?"""
+"""What can the processors do, and how many of them are to spare at this moment?"""
 
 import os
 import time
+
+
+def have(flag):
+    with open("/proc/cpuinfo") as info:
+        return any(line.startswith("flags") and flag in line.split() for line in info)
 
 
 def free(count=2, seconds=0.15):

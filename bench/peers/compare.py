@@ -112,8 +112,13 @@ def compare(case, tolerance, rounds, seconds, patience, file):
         b.append(theirs)
         busy += not free
 
+    # An overhead is a difference of two times; one that drowns in their noise says nothing.
+    clean = [(x, y) for x, y in zip(a, b) if min(x["seconds"], y["seconds"]) > 0]
+    if not clean:
+        sys.exit(f"compare: {case}: no round measured a time above zero")
+
     def over(field):
-        return [y[field] / max(x[field], 1e-9) for x, y in zip(a, b)]
+        return [y[field] / x[field] for x, y in clean]
 
     def median(results, field):
         return statistics.median(r[field] for r in results)
@@ -125,6 +130,8 @@ def compare(case, tolerance, rounds, seconds, patience, file):
               f"  {1e3 * median(results, 'cpu_seconds'):10.3f} ms of processors"
               f"  {median(results, 'peak_kib') / 1024:7.0f} MiB,"
               f" {median(results, 'before_kib') / 1024:.0f} of them before the work", flush=True)
+    if len(clean) < rounds:
+        print(f"  {rounds - len(clean)} of {rounds} rounds measured no time above zero", flush=True)
     if busy:
         print(f"  {busy} of {rounds} rounds on a machine that was busy with other things", flush=True)
 

@@ -42,9 +42,8 @@ class DenseTanh {
   void evaluate(Samples a, BatchView<const S> z, BatchView<S> out) {
     deq::gemm(Backend{}, {.m = z.count, .n = dim_, .k = dim_, .transpose_b = true}, z.data,
               w_.data(), out.data, false);
-    for_each_sample(a, [&](Index j) {
-      column(out, j) = (column(out, j) + column(inputs_of(), a[j])).tanh();
-    });
+    for_each_sample(
+        a, [&](Index j) { column(out, j) = (column(out, j) + column(inputs_of(), a[j])).tanh(); });
   }
 
   /// J^T w = W^T ((1 - z^2) w) at a fixed point, where f(z) = z.
@@ -55,9 +54,8 @@ class DenseTanh {
     void vjp(Samples a, BatchView<const S> w, BatchView<S> out) const {
       deq::Array<Backend> scaled;
       const BatchView<S> product = scaled.batch(w.dim, w.count);
-      map.for_each_sample(a, [&](Index j) {
-        column(product, j) = (1 - column(z, a[j]).square()) * column(w, j);
-      });
+      map.for_each_sample(
+          a, [&](Index j) { column(product, j) = (1 - column(z, a[j]).square()) * column(w, j); });
       deq::gemm(Backend{}, {.m = w.count, .n = w.dim, .k = w.dim}, product.data, map.w_.data(),
                 out.data, false);
     }

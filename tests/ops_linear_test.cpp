@@ -21,9 +21,9 @@ struct Extents {
 };
 /// Vectors, nothing, sizes on both sides of the shortest product that Eigen gets, and around the
 /// pieces of 64 rows by 128 columns that threads share.
-constexpr Extents extents[]{{1, 1, 1}, {1, 5, 1}, {3, 4, 2},   {1, 30, 7},   {30, 7, 1},
-                            {7, 1, 9}, {0, 3, 2}, {3, 0, 2},   {3, 2, 0},    {20, 0, 20},
-                            {8, 8, 7}, {8, 8, 8}, {64, 8, 64}, {65, 33, 17}, {130, 24, 70},
+constexpr Extents extents[]{{1, 1, 1},    {1, 5, 1},    {3, 4, 2},   {1, 30, 7},   {30, 7, 1},
+                            {7, 1, 9},    {0, 3, 2},    {3, 0, 2},   {3, 2, 0},    {20, 0, 20},
+                            {8, 8, 7},    {8, 8, 8},    {64, 8, 64}, {65, 33, 17}, {130, 24, 70},
                             {1, 40, 300}, {66, 20, 257}};
 
 /// The same numbers one element further: no address has the alignment that it had.

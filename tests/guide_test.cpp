@@ -133,7 +133,7 @@ TEST_CASE("guide: train") {
   deq::Tape<deq::Cpu<float>> tape;
 
   float first = 0, last = 0;
-  for (int step = 0; step < 30; ++step) {
+  for (int step = 0; step < 20; ++step) {
     tape.clear();
     std::vector<deq::Var<deq::Cpu<float>>> p;
     std::vector<Tensor> gradients;

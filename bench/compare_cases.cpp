@@ -15,11 +15,11 @@
 #include <ctime>
 #include <fstream>
 #include <functional>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <deq/backend/everybody.hpp>
 #include <deq/backward/implicit.hpp>
 #include <deq/backward/jfb.hpp>
 #include <deq/backward/npg.hpp>
@@ -204,12 +204,6 @@ class MdeqCase {
 
 // Dense map ---------------------------------------------------------------------------------------
 
-std::vector<Index> first_ids(Index n) {
-  std::vector<Index> ids(static_cast<std::size_t>(n));
-  std::iota(ids.begin(), ids.end(), Index{0});
-  return ids;
-}
-
 double norm(deq::BatchView<float> z) {
   double sum = 0;
   for (Index i = 0; i < z.size(); ++i) sum += double{z.data[i]} * double{z.data[i]};
@@ -220,8 +214,8 @@ Times times_of_f(bench::DenseTanh<float>& f, Index batch, double budget) {
   deq::Array<B> in, out;
   const auto z = in.batch(f.dim(), batch), fz = out.batch(f.dim(), batch);
   B::fill(z.data, z.size(), 0.1f);
-  const std::vector<Index> ids = first_ids(batch);
-  return median_times(budget, [&] { f.evaluate({ids.data(), batch}, z, fz); });
+  deq::Everybody<B> everybody;
+  return median_times(budget, [&] { f.evaluate(everybody(batch), z, fz); });
 }
 
 /// A whole solve from z = 0.
@@ -318,12 +312,12 @@ void half_converged(double budget) {
 
   solver = broyden<Storage>(10);
   solver.stopping.relative_tolerance = 1e-4;
+  deq::Everybody<B> everybody;
   const auto timed = [&](Index converging) {
     return median_times(budget,
                         [&] {
                           B::fill(z.data, z.size(), 0);
-                          const std::vector<Index> ids = first_ids(converging);
-                          B::copy({ids.data(), converging}, near, z);
+                          B::copy(everybody(converging), near, z);
                           solver.template solve<deq::KeepInverse::no>(f, z, ws, deq::NoObserver{});
                         })
         .wall;

@@ -4,13 +4,12 @@
 // "share_of_f" is the part of the time that the evaluations of f alone would need, "own_us" what is
 // left of an iteration without them, for the whole batch, in microseconds.
 
-#include <numeric>
 #include <string>
 #include <type_traits>
-#include <vector>
 
 #include <benchmark/benchmark.h>
 
+#include <deq/backend/everybody.hpp>
 #include <deq/core/host_pool.hpp>
 #include <deq/solver/anderson.hpp>
 #include <deq/solver/broyden.hpp>
@@ -34,12 +33,12 @@ double seconds_of_f(Map& f, Index dim, Index batch) {
   deq::Array<B> z, out;
   const auto zb = z.batch(dim, batch), ob = out.batch(dim, batch);
   B::fill(zb.data, zb.size(), 0.1f);
-  std::vector<Index> ids(static_cast<std::size_t>(batch));
-  std::iota(ids.begin(), ids.end(), Index{0});
+  deq::Everybody<B> everybody;
+  const deq::Samples all = everybody(batch);
   double best = 1e9;
   for (int repeat = 0; repeat < 20; ++repeat) {
     const double start = bench::now();
-    f.evaluate({ids.data(), batch}, zb, ob);
+    f.evaluate(all, zb, ob);
     best = std::min(best, bench::now() - start);
   }
   return best;

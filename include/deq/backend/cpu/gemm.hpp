@@ -24,11 +24,6 @@ MatrixMap<S> matrix(S* data, Index rows, Index cols, Index stride) {
   return {data, rows, cols, Eigen::OuterStride<>(stride)};
 }
 
-/// A product is cut into pieces of this size, which the team shares.
-struct GemmPiece {
-  static constexpr Index rows = 64, columns = 128;
-};
-
 /// c (+)= a B for a row a.
 template <class A, class B, class C>
 void multiply_row(const A& a, const B& b, C& c, bool accumulate) {
@@ -44,9 +39,9 @@ void multiply_row(const A& a, const B& b, C& c, bool accumulate) {
     });
 }
 
-/// C (+)= A B on the calling thread, C one piece at most. The bits depend on the numbers and the
-/// extents alone. Eigen's paths for vectors and for very small products look at the alignment of
-/// the memory, so these are plain loops here.
+/// C (+)= A B on the calling thread. The bits depend on the numbers and the extents alone. Eigen's
+/// paths for vectors and for very small products look at the alignment of the memory, so these are
+/// plain loops here.
 template <class A, class B, class C>
 void multiply(const A& a, const B& b, C c, bool accumulate) {
   using S = typename A::Scalar;
@@ -68,14 +63,14 @@ void multiply(const A& a, const B& b, C c, bool accumulate) {
 
 }  // namespace detail
 
-/// C (+)= op(A) op(B).
+/// C (+)= op(A) op(B), in pieces of fixed size that the team shares.
 template <class S>
 void gemm(Cpu<S>, const GemmGeometry& g, const S* a, const S* b, S* c, bool accumulate) {
-  using Piece = detail::GemmPiece;
-  const Index across = (g.n + Piece::columns - 1) / Piece::columns;
+  constexpr Index rows = 64, columns = 128;
+  const Index down = (g.m + rows - 1) / rows, across = (g.n + columns - 1) / columns;
   const auto piece = [&](Index index) {
-    const Index i = index / across * Piece::rows, m = std::min(Piece::rows, g.m - i);
-    const Index j = index % across * Piece::columns, n = std::min(Piece::columns, g.n - j);
+    const Index i = index / across * rows, m = std::min(rows, g.m - i);
+    const Index j = index % across * columns, n = std::min(columns, g.n - j);
     const auto out = detail::matrix(c + i * g.n + j, m, n, g.n);
     const auto times_b = [&](const auto& left) {
       if (g.transpose_b)
@@ -89,7 +84,7 @@ void gemm(Cpu<S>, const GemmGeometry& g, const S* a, const S* b, S* c, bool accu
     else
       times_b(detail::matrix(a + i * g.k, m, g.k, g.k));
   };
-  parallel_for((g.m + Piece::rows - 1) / Piece::rows * across, piece, g.m * g.n * g.k < 65536);
+  parallel_for(down * across, piece, g.m * g.n * g.k < 65536);
 }
 
 }  // namespace deq

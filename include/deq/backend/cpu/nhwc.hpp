@@ -38,26 +38,37 @@ void nhwc_conv2d_vjp_weight(Cpu<S>, const Conv2dGeometry& g, const S* x, const S
   detail::weight_gradient(g, x, dy, dw, accumulate);
 }
 
+namespace detail {
+/// The statistics of groups from the moments, in `parts` a sample, that take(moments) fills in.
+template <class S, class Take>
+void statistics_of_moments(const NormGeometry& n, S eps, Index parts, Take take, S* mean,
+                           S* inverse) {
+  MomentParts<S> moments{nullptr, n.channels, parts};
+  Array<Cpu<S>> numbers(n.samples * parts * moments.part_size());
+  moments.data = numbers.data();
+  take(moments);
+  group_statistics(n, eps, moments, mean, inverse);
+}
+}  // namespace detail
+
 /// u = (x * w) mask + addend, and the statistics of its groups; null pointers are steps left out.
 template <class S>
 void nhwc_conv2d_statistics(Cpu<S>, const Conv2dGeometry& g, const NormGeometry& n, S eps,
                             const S* x, const S* packed, const S* mask, const S* addend, S* u,
                             S* mean, S* inverse) {
   const detail::ConvPlan<S> plan(g, false);
-  detail::MomentParts<S> moments{nullptr, g.out_channels, plan.pieces.parts()};
-  Array<Cpu<S>> numbers(g.samples * moments.parts * moments.part_size());
-  moments.data = numbers.data();
-  plan.run(x, packed, {.mask = mask, .addend = addend, .moments = moments}, u);
-  detail::group_statistics(n, eps, moments, mean, inverse);
+  const auto take = [&](const detail::MomentParts<S>& moments) {
+    plan.run(x, packed, {.mask = mask, .addend = addend, .moments = moments}, u);
+  };
+  detail::statistics_of_moments(n, eps, plan.pieces.parts(), take, mean, inverse);
 }
 /// The statistics of the groups of u.
 template <class S>
 void nhwc_statistics(Cpu<S>, const NormGeometry& n, S eps, const S* u, S* mean, S* inverse) {
-  detail::MomentParts<S> moments{nullptr, n.channels, detail::pixel_pieces(n).parts()};
-  Array<Cpu<S>> numbers(n.samples * moments.parts * moments.part_size());
-  moments.data = numbers.data();
-  detail::channel_moments(n, u, moments);
-  detail::group_statistics(n, eps, moments, mean, inverse);
+  const auto take = [&](const detail::MomentParts<S>& moments) {
+    detail::channel_moments(n, u, moments);
+  };
+  detail::statistics_of_moments(n, eps, detail::pixel_pieces(n).parts(), take, mean, inverse);
 }
 
 /// y = relu((u - mean) inverse weight + bias + residual).

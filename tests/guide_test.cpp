@@ -133,7 +133,7 @@ TEST_CASE("guide: train") {
   deq::Tape<deq::Cpu<float>> tape;
 
   float first = 0, last = 0;
-  for (int step = 0; step < 20; ++step) {
+  for (int step = 0; step < 25; ++step) {
     tape.clear();
     std::vector<deq::Var<deq::Cpu<float>>> p;
     std::vector<Tensor> gradients;
@@ -146,7 +146,7 @@ TEST_CASE("guide: train") {
         record_equilibrium(layer, z0, inputs(x), params(p[1], p[2]), deq::Output::state, eq);
     const auto loss = softmax_cross_entropy(linear(z, p[3]), labels);
     tape.vjp(loss, Tensor({}, 1), p, gradients);
-    adam.step(parameters, 1e-2);
+    adam.step(parameters, 3e-3);
 
     last = loss.value().item();
     if (step == 0) first = last;

@@ -280,6 +280,23 @@ TEST_CASE("parallel_for rethrows an exception, and is as good as new afterwards"
   }
 }
 
+TEST_CASE("parallel_for: pieces that wait for those of a lower index do not wait long") {
+#ifndef DEQ_WITH_OPENMP
+  constexpr int threads = 3;
+  const Threads scope(threads);
+  std::atomic<Index> done = 0, furthest = 0;
+  deq::parallel_for(100, [&](Index i) {
+    const Index ahead = i - done;
+    for (Index seen = furthest; seen < ahead && !furthest.compare_exchange_weak(seen, ahead);) {
+    }
+    while (done != i) std::this_thread::yield();
+    ++done;
+  });
+  CHECK(done == 100);
+  CHECK(furthest < threads);
+#endif
+}
+
 TEST_CASE("parallel_for may be called from several threads at once") {
   const Threads scope(3);
   std::atomic<Index> sum{0};

@@ -71,11 +71,8 @@ class ThreadTeam {
     const std::lock_guard one_loop_at_a_time(loop_);
     job_ = job;
     context_ = context;
-    Index first = 0;
-    for (std::size_t t = 0; t < shares_.size(); ++t) {
-      shares_[t].next = first;
-      shares_[t].end = first = n * static_cast<Index>(t + 1) / size();
-    }
+    n_ = n;
+    for (std::size_t t = 0; t < shares_.size(); ++t) shares_[t].taken = 0;
     running_ = size() - 1;
     call();
     take_part(0);
@@ -83,11 +80,13 @@ class ThreadTeam {
   }
 
  private:
-  /// The indices that a thread begins with: in the same loop the next time it meets the same data,
-  /// in a cache of its own. Alone on their cache line, since others ask for them as well.
+  /// How many of its indices t, t + size(), t + 2 size(), ... are taken from the share of thread t,
+  /// which begins with them: in the same loop the next time it meets the same data, in a cache of
+  /// its own. All threads together go through the indices about in order, so whoever has to wait
+  /// for the work of a lower index does not wait long. Alone on their cache line, since others ask
+  /// for them as well.
   struct alignas(64) Share {
-    std::atomic<Index> next = 0;
-    Index end = 0;
+    std::atomic<Index> taken = 0;
   };
 
   void call() {
@@ -106,8 +105,10 @@ class ThreadTeam {
   void take_part(int thread) {
     inside_parallel = true;
     for (int k = 0; k < size(); ++k) {
-      Share& share = shares_[static_cast<std::size_t>((thread + k) % size())];
-      for (Index i = share.next++; i < share.end; i = share.next++) job_(context_, i);
+      const Index of = (thread + k) % size();
+      Share& share = shares_[static_cast<std::size_t>(of)];
+      const auto next = [&] { return of + size() * share.taken++; };
+      for (Index i = next(); i < n_; i = next()) job_(context_, i);
     }
     inside_parallel = false;
   }
@@ -126,6 +127,7 @@ class ThreadTeam {
   std::mutex loop_;
   Job job_ = nullptr;
   void* context_ = nullptr;
+  Index n_ = 0;
   std::vector<Share> shares_;        ///< one a thread
   std::atomic<unsigned> loops_ = 0;  ///< that were begun
   std::atomic<int> running_ = 0;     ///< workers that are not done with this one

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <set>
@@ -289,6 +290,7 @@ TEST_CASE("parallel_for: pieces that wait for those of a lower index do not wait
     const Index ahead = i - done;
     for (Index seen = furthest; seen < ahead && !furthest.compare_exchange_weak(seen, ahead);) {
     }
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
     while (done != i) std::this_thread::yield();
     ++done;
   });

@@ -97,7 +97,7 @@ inline constexpr bool unrolls = requires {
 /// while it stays in its cache. The blocks do not depend on the number of threads, so neither do
 /// the results.
 struct Schedule {
-  /// Samples a block; 0 chooses about 64 Ki numbers of state, or a tenth of the parameters if that
+  /// Samples a block; 0 chooses about 32 Ki numbers of state, or a tenth of the parameters if that
   /// is more, since every block reads all of them; at most 64 samples.
   Index block = 0;
 
@@ -105,7 +105,7 @@ struct Schedule {
     require(block >= 0, "Schedule: block must be >= 0, got ", block);
     if (scope == Scope::batch) return count;
     if (block > 0) return block;
-    const Index state = std::max<Index>(65536, parameters / 10);
+    const Index state = std::max<Index>(32768, parameters / 10);
     return std::clamp<Index>(state / std::max<Index>(dim, 1), 1, 64);
   }
 };

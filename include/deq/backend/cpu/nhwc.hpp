@@ -125,11 +125,10 @@ void for_each_upsampled(const NhwcUpsampling& g, Body body) {
 template <class S>
 void nhwc_upsample_add(Cpu<S>, const NhwcUpsampling& g, const S* large, const S* small, S* y) {
   detail::for_each_upsampled(g, [&](Index from, Index to, bool) {
-    for (Index c = 0; c < g.channels; c += detail::simd_width<S>) {
-      const Index width = g.channels - c;
+    detail::for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
       const auto sum = detail::load(large + to + c, width) + detail::load(small + from + c, width);
       detail::store(y + to + c, g.relu ? detail::rectified<S>(sum) : sum, width);
-    }
+    });
   });
 }
 /// The cotangents of both, from y and its cotangent.
@@ -137,15 +136,12 @@ template <class S>
 void nhwc_upsample_add_vjp(Cpu<S>, const NhwcUpsampling& g, const S* y, const S* cotangent,
                            NhwcSink<S> of_large, NhwcSink<S> of_small) {
   detail::for_each_upsampled(g, [&](Index small, Index large, bool first) {
-    for (Index c = 0; c < g.channels; c += detail::simd_width<S>) {
-      const Index width = g.channels - c;
-      const auto out = g.relu ? detail::load(y + large + c, width) : detail::Simd<S>{};
-      const auto d =
-          detail::before_relu<S>(g.relu, detail::load(cotangent + large + c, width), out);
-      if (of_large.data) detail::put(of_large, large + c, d, width);
-      if (of_small.data)
-        detail::put(NhwcSink<S>{of_small.data, of_small.accumulate || !first}, small + c, d, width);
-    }
+    detail::for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
+      auto d = detail::load(cotangent + large + c, width);
+      if (g.relu) d = detail::before_relu<S>(d, detail::load(y + large + c, width));
+      detail::put(of_large, large + c, d, width);
+      detail::put(NhwcSink<S>{of_small.data, of_small.accumulate || !first}, small + c, d, width);
+    });
   });
 }
 

@@ -107,6 +107,15 @@ DEQ_INLINE inline void with_width(Index n, Body&& body) {
     body(First{n});
 }
 
+/// body(first, Whole) for every vector of n numbers, and body(first, Half or First) for what is
+/// left.
+template <class S, class Body>
+DEQ_INLINE inline void for_each_vector(Index n, Body&& body) {
+  Index first = 0;
+  for (; first + simd_width<S> <= n; first += simd_width<S>) body(first, Whole{});
+  if (first < n) with_width<S>(n - first, [&](auto width) DEQ_INLINE { body(first, width); });
+}
+
 template <class S>
 DEQ_INLINE inline Simd<S> broadcast(S x) {
   return x - Simd<S>{};

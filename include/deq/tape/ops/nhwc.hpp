@@ -243,6 +243,7 @@ struct ConvNorm {
                                residual = 6, all = 7;
 
   ConvNormOptions options;
+  bool recorded;  ///< somebody may ask for the VJP; otherwise u is normalised where it is
   /// Where each operand is in the list of inputs; -1 for one that is left out.
   std::array<int, all> place{};
   Conv2dGeometry geometry{};
@@ -258,7 +259,7 @@ struct ConvNorm {
                            packed(in, false).data(), operand(in, mask).data(),
                            operand(in, addend).data(), u.data(), norm.mean.data(),
                            norm.inverse.data());
-    Tensor<B> y(u.shape());
+    Tensor<B> y = recorded ? Tensor<B>(u.shape()) : u;
     nhwc_normalize(B{}, norm.with(operand(in, scale), operand(in, shift)), u.data(),
                    static_cast<const S*>(operand(in, residual).data()), y.data());
     return y;
@@ -340,7 +341,7 @@ template <TensorLike V>
 V conv_norm(const V& x, const V& w, const ConvNormOptions& options,
             const ConvNormParts<V>& parts = {}) {
   using Op = ConvNorm<typename V::Backend>;
-  Op op{options};
+  Op op{options, is_var<V>};
   std::array<V, Op::all> list{x, w};
   op.place = {0, 1, -1, -1, -1, -1, -1};
   std::size_t n = 2;

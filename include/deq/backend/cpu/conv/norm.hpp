@@ -39,7 +39,6 @@ class ChannelTable {
     std::fill_n(numbers_.data(), numbers_.size(), S(0));
   }
   S* row(Index r) const { return numbers_.data() + r * stride_; }
-  DEQ_INLINE Simd<S> at(Index r, Index channel) const { return load(row(r) + channel); }
 
  private:
   Index stride_;
@@ -51,16 +50,15 @@ template <class S>
 void channel_moments(const NormGeometry& g, const S* x, const MomentParts<S>& moments) {
   for_each_pixel_piece(g, [&](Index n, Index part, Index first, Index last) {
     const S* image = x + n * g.pixels * g.channels;
-    for (Index c = 0; c < g.channels; c += simd_width<S>)
-      with_width<S>(g.channels - c, [&](auto width) DEQ_INLINE {
-        Moments<S> sums;
-        for_each_run(first, last, [&](Index begin, Index end) DEQ_INLINE {
-          MomentRun<S> run;
-          for (Index p = begin; p < end; ++p) run.add(load(image + p * g.channels + c, width));
-          sums.add(run);
-        });
-        sums.store_to(moments, n, part, c);
+    for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
+      Moments<S> sums;
+      for_each_run(first, last, [&](Index begin, Index end) DEQ_INLINE {
+        MomentRun<S> run;
+        for (Index p = begin; p < end; ++p) run.add(load(image + p * g.channels + c, width));
+        sums.add(run);
       });
+      sums.store_to(moments, n, part, c);
+    });
   });
 }
 
@@ -112,15 +110,18 @@ void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
       table.row(1)[c] = norm.inverse[s] * norm.scale(c);
       table.row(2)[c] = norm.bias ? norm.bias[c] : S(0);
     }
+    const S *const mean = table.row(0), *const factor = table.row(1), *const bias = table.row(2);
     const auto pass = [&](auto with_residual, auto with_relu) {
-      for (Index p = first; p < last; ++p)
-        for (Index c = 0; c < g.channels; c += simd_width<S>) {
-          const Index place = (n * g.pixels + p) * g.channels + c, width = g.channels - c;
-          Simd<S> v = (load(u + place, width) - table.at(0, c)) * table.at(1, c) + table.at(2, c);
-          if constexpr (with_residual) v += load(residual + place, width);
+      for (Index p = first; p < last; ++p) {
+        const Index pixel = (n * g.pixels + p) * g.channels;
+        for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
+          Simd<S> v = load(u + pixel + c, width) - load(mean + c);
+          v = v * load(factor + c) + load(bias + c);
+          if constexpr (with_residual) v += load(residual + pixel + c, width);
           if constexpr (with_relu) v = rectified<S>(v);
-          store(y + place, v, width);
-        }
+          store(y + pixel + c, v, width);
+        });
+      }
     };
     constexpr std::true_type yes;
     constexpr std::false_type no;
@@ -133,9 +134,9 @@ void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
 
 /// d, the cotangent of what the relu was applied to.
 template <class S>
-DEQ_INLINE inline Simd<S> before_relu(bool relu, const Simd<S>& cotangent, const Simd<S>& y) {
+DEQ_INLINE inline Simd<S> before_relu(const Simd<S>& cotangent, const Simd<S>& y) {
   const Simd<S> zero{};
-  return relu ? (y > zero ? cotangent : zero) : cotangent;
+  return y > zero ? cotangent : zero;
 }
 
 /// Sums (N, C) over the pixels of each sample: of d, the cotangent before the relu, and of d (u -
@@ -148,28 +149,27 @@ void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S
   const Array<Cpu<S>> of_parts(g.samples * parts * 2 * g.channels);
   for_each_pixel_piece(g, [&](Index n, Index part, Index first, Index last) {
     S* out = of_parts.data() + (n * parts + part) * 2 * g.channels;
-    for (Index c = 0; c < g.channels; c += simd_width<S>)
-      with_width<S>(g.channels - c, [&](auto width) DEQ_INLINE {
-        Simd<S> mean{}, inverse{}, sum_d{}, sum_du{};
-        for (Index l = 0; l < std::min(simd_width<S>, g.channels - c); ++l) {
-          mean[l] = norm.mean[g.statistic(n, c + l)];
-          inverse[l] = norm.inverse[g.statistic(n, c + l)];
+    for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
+      Simd<S> mean{}, inverse{}, sum_d{}, sum_du{};
+      for (Index l = 0; l < std::min(simd_width<S>, g.channels - c); ++l) {
+        mean[l] = norm.mean[g.statistic(n, c + l)];
+        inverse[l] = norm.inverse[g.statistic(n, c + l)];
+      }
+      for_each_run(first, last, [&](Index begin, Index end) DEQ_INLINE {
+        Simd<S> run_d{}, run_du{};
+        for (Index p = begin; p < end; ++p) {
+          const Index place = (n * g.pixels + p) * g.channels + c;
+          Simd<S> d = load(cotangent + place, width);
+          if (norm.relu) d = before_relu<S>(d, load(y + place, width));
+          run_d += d;
+          run_du += d * (load(u + place, width) - mean);
         }
-        for_each_run(first, last, [&](Index begin, Index end) DEQ_INLINE {
-          Simd<S> run_d{}, run_du{};
-          for (Index p = begin; p < end; ++p) {
-            const Index place = (n * g.pixels + p) * g.channels + c;
-            const Simd<S> out_value = norm.relu ? load(y + place, width) : Simd<S>{};
-            const Simd<S> d = before_relu<S>(norm.relu, load(cotangent + place, width), out_value);
-            run_d += d;
-            run_du += d * (load(u + place, width) - mean);
-          }
-          sum_d += run_d;
-          sum_du += run_du;
-        });
-        store(out + c, sum_d, width);
-        store(out + g.channels + c, sum_du * inverse, width);
+        sum_d += run_d;
+        sum_du += run_du;
       });
+      store(out + c, sum_d, width);
+      store(out + g.channels + c, sum_du * inverse, width);
+    });
   });
   for (Index n = 0; n < g.samples; ++n)
     for (Index c = 0; c < g.channels; ++c) {
@@ -184,9 +184,11 @@ void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S
     }
 }
 
-template <class S>
+/// Nothing for a cotangent that nobody wants.
+template <class S, class Width>
 DEQ_INLINE inline void put(const NhwcSink<S>& sink, Index place, const Simd<S>& value,
-                           Index width) {
+                           Width width) {
+  if (!sink.data) return;
   store(sink.data + place, sink.accumulate ? load(sink.data + place, width) + value : value, width);
 }
 
@@ -199,19 +201,19 @@ void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cot
                    const S* sums_d, const S* sums_du, const S* mask, NhwcSink<S> of_residual,
                    NhwcSink<S> of_u, S* masked) {
   const NormGeometry& g = norm.geometry;
-  const Index width = g.channels_per_statistic;
-  const S count = static_cast<S>(width * g.pixels);
+  const Index group = g.channels_per_statistic;
+  const S count = static_cast<S>(group * g.pixels);
   for_each_pixel_piece(g, [&](Index n, Index, Index first, Index last) {
     const ChannelTable<S> table(5, g.channels);
     const S* sum_d = sums_d + n * g.channels;
     const S* sum_du = sums_du + n * g.channels;
-    for (Index start = 0; start < g.channels; start += width) {
+    for (Index start = 0; start < g.channels; start += group) {
       S mean_e = 0, mean_ev = 0;
-      for (Index c = start; c < start + width; ++c) {
+      for (Index c = start; c < start + group; ++c) {
         mean_e += norm.scale(c) * sum_d[c] / count;
         mean_ev += norm.scale(c) * sum_du[c] / count;
       }
-      for (Index c = start; c < start + width; ++c) {
+      for (Index c = start; c < start + group; ++c) {
         const Index s = g.statistic(n, c);
         const S inverse = norm.inverse[s];
         table.row(0)[c] = norm.mean[s];
@@ -221,17 +223,24 @@ void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cot
         table.row(4)[c] = mask ? mask[n * g.channels + c] : S(1);
       }
     }
-    for (Index p = first; p < last; ++p)
-      for (Index c = 0; c < g.channels; c += simd_width<S>) {
-        const Index place = (n * g.pixels + p) * g.channels + c, there = g.channels - c;
-        const Simd<S> out_value = norm.relu ? load(y + place, there) : Simd<S>{};
-        const Simd<S> d = before_relu<S>(norm.relu, load(cotangent + place, there), out_value);
-        const Simd<S> du = d * table.at(1, c) - table.at(2, c) -
-                           (load(u + place, there) - table.at(0, c)) * table.at(3, c);
-        if (of_residual.data) put(of_residual, place, d, there);
-        if (of_u.data) put(of_u, place, du, there);
-        if (masked) store(masked + place, du * table.at(4, c), there);
+    const S *const mean = table.row(0), *const of_d = table.row(1), *const offset = table.row(2),
+                   *const of_u_less_mean = table.row(3), *const of_mask = table.row(4);
+    const auto pass = [&](auto with_relu) {
+      for (Index p = first; p < last; ++p) {
+        const Index pixel = (n * g.pixels + p) * g.channels;
+        for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
+          const Index place = pixel + c;
+          Simd<S> d = load(cotangent + place, width);
+          if constexpr (with_relu) d = before_relu<S>(d, load(y + place, width));
+          const Simd<S> du = d * load(of_d + c) - load(offset + c) -
+                             (load(u + place, width) - load(mean + c)) * load(of_u_less_mean + c);
+          put(of_residual, place, d, width);
+          put(of_u, place, du, width);
+          if (masked) store(masked + place, du * load(of_mask + c), width);
+        });
       }
+    };
+    norm.relu ? pass(std::true_type{}) : pass(std::false_type{});
   });
 }
 

@@ -43,16 +43,16 @@ void transform_input(const Pixels<S>& image, Index line, Index column, Index cha
   constexpr int n = Winograd<M>::tile;
   const S* pixel[n * n];
   for (int i = 0; i < n * n; ++i) pixel[i] = image.at(line + i / n, column + i % n);
-  for (Index c = 0; c < channels; c += simd_width<S>)
-    with_width<S>(channels - c, [&](auto width) DEQ_INLINE {
-      Simd<S> d[n][n];
-      unroll<n * n>([&](auto i) DEQ_INLINE { d[i / n][i % n] = load(pixel[i] + c, width); });
-      S* place = to.at(0, tile) + c;
-      on_both_sides<n>(
-          d, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::input(a, b); },
-          [&](auto i, auto j, const Simd<S>& u)
-              DEQ_INLINE { store(place + (i * n + j) * to.plane, u, width); });
-    });
+  S* const first = to.at(0, tile);
+  const Index plane = to.plane;
+  for_each_vector<S>(channels, [&](Index c, auto width) DEQ_INLINE {
+    Simd<S> d[n][n];
+    unroll<n * n>([&](auto i) DEQ_INLINE { d[i / n][i % n] = load(pixel[i] + c, width); });
+    on_both_sides<n>(
+        d, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::input(a, b); },
+        [&](auto i, auto j, const Simd<S>& u)
+            DEQ_INLINE { store(first + c + j * plane + i * (n * plane), u, width); });
+  });
 }
 
 /// The products of all points, for tiles [first, first + n) and one panel of output channels.
@@ -83,8 +83,9 @@ void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, 
                       const Tile& tile, Writer& writer) {
   constexpr int n = Winograd<M>::tile;
   Simd<S> m[n][n];
-  const S* place = from.at(0, index) + v * simd_width<S>;
-  unroll<n * n>([&](auto i) DEQ_INLINE { m[i / n][i % n] = load(place + i * from.plane); });
+  const S* const place = from.at(0, index) + v * simd_width<S>;
+  const Index plane = from.plane;
+  unroll<n * n>([&](auto i) DEQ_INLINE { m[i / n][i % n] = load(place + i * plane); });
   Simd<S> y[M][M];
   on_both_sides<M>(
       m, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::output(a, b); },
@@ -100,6 +101,19 @@ void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, 
       for (Index i = 0; i < lines; ++i)
         for (Index j = 0; j < columns; ++j) put(first + i * width + j, y[i][j]);
   });
+}
+
+/// Fetches the cache lines that transform_output will write to.
+template <int M, class S>
+void prefetch_output(const Conv2dGeometry& g, const S* y, Index channels, const Tile& tile) {
+  const Index lines = std::min<Index>(M, g.out_height() - tile.line);
+  const Index columns = std::min<Index>(M, g.out_width() - tile.column);
+  const S* line =
+      y + (tile.sample * g.out_pixels() + tile.line * g.out_width() + tile.column) * g.out_channels;
+  for (Index i = 0; i < lines; ++i, line += g.out_width() * g.out_channels)
+    for (Index j = 0; j < columns; ++j)
+      for (Index c = 0; c < channels; c += 64 / sizeof(S))
+        __builtin_prefetch(line + j * g.out_channels + c, 1);
 }
 
 /// Tiles multiplied and transformed back at a time, so that the products of a panel stay in the
@@ -147,6 +161,8 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
                           product);
           for (Index i = 0; i < n; ++i) {
             writer.select(place[first + i].sample);
+            if (first + i + 1 < count)
+              prefetch_output<M>(g, y + channel, product.channels, place[first + i + 1]);
             for (int v = 0; v < panels.width_of(p); ++v)
               transform_output<M>(g, product, i, v, place[first + i], writer);
           }

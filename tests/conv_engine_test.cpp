@@ -113,7 +113,7 @@ TEST_CASE("Moments put together from parts are those of the whole") {
   const auto y = random_values<double>(100 * width, 3);
   for (const double mean : {0.0, 1e6}) {
     engine::Moments<double> moments;
-    engine::for_each_run(0, 100, [&](Index first, Index last) {
+    engine::for_each_run<double>(0, 100, [&](Index first, Index last) {
       engine::MomentRun<double> run;
       for (Index i = first; i < last; ++i)
         run.add(engine::load(y.data() + i * width) + engine::broadcast(mean));

@@ -10,6 +10,7 @@
 #include "support/gradient_check.hpp"
 
 using namespace deq_test;
+using deq::BatchNormMode;
 namespace nhwc = deq::nhwc;
 
 namespace {
@@ -191,6 +192,95 @@ TEST_CASE("conv_norm: image, addend and residual may be the same variable") {
       x, w);
 }
 
+/// relu(BN(x * w + bias) scale + shift + residual) of NCHW images by NCHW operations, with random
+/// running statistics.
+template <class S>
+deq::BatchNormState<deq::Cpu<S>> random_state(Index channels) {
+  deq::BatchNormState<deq::Cpu<S>> state(channels);
+  state.running_mean = random_tensor<S>({channels}, 11);
+  state.running_var = random_tensor<S>({channels}, 12, 0.5, 2);
+  return state;
+}
+template <class X>
+X batch_reference(const Case& c, BatchNormMode mode, const X& x, const X& w, const X& scale,
+                  const X& shift, const X& bias, const X& residual) {
+  auto state = random_state<typename X::Backend::Scalar>(c.kernel[0]);
+  return relu(batch_norm(conv2d(x, w, bias, c.conv), scale, shift, state, mode) + residual);
+}
+/// The same by conv_batch_norm.
+template <class X>
+X batch_fused(const Case& c, BatchNormMode mode, const X& x, const X& w, const X& scale,
+              const X& shift, const X& bias, const X& residual) {
+  auto state = random_state<typename X::Backend::Scalar>(c.kernel[0]);
+  const X rest = to_nhwc(residual);
+  return to_nchw(
+      nhwc::conv_batch_norm(to_nhwc(x), w, state, mode, {.conv = c.conv, .relu = true},
+                            {.scale = &scale, .shift = &shift, .bias = &bias, .residual = &rest}));
+}
+
+TEST_CASE_TEMPLATE("conv_batch_norm is the operations that it stands for, and so is its VJP", S,
+                   float, double) {
+  for (const BatchNormMode mode : {BatchNormMode::train, BatchNormMode::evaluate})
+    for (const Case& c : {cases[0], cases[1], cases[3], cases[4], cases[5], large})
+      with_data<S>(c, [&](const auto& x, const auto& w, const auto& scale, const auto& shift,
+                          const auto&, const auto& residual) {
+        CAPTURE(c.name());
+        const auto bias = random_tensor<S>({c.kernel[0]}, 10);
+        const auto of = [&](auto f) {
+          return Recorded([&](const auto&... a) { return f(c, mode, a...); }, x, w, scale, shift,
+                          bias, residual);
+        };
+        auto ours = of([](const auto&... a) { return batch_fused(a...); });
+        auto expected = of([](const auto&... a) { return batch_reference(a...); });
+        check_close(ours.y(), expected.y());
+        const auto cotangent = random_tensor<S>(c.out(), 9);
+        const auto grad = ours.vjp(cotangent), expected_grad = expected.vjp(cotangent);
+        for (std::size_t i = 0; i < grad.size(); ++i) {
+          CAPTURE(i);
+          if (mode == BatchNormMode::train && i == 4)  // the mean takes the bias away again
+            CHECK(squared_norm(grad[i]).item() <= rounding<S> * squared_norm(cotangent).item());
+          else
+            check_close(grad[i], expected_grad[i]);
+        }
+      });
+}
+
+TEST_CASE("VJPs of conv_batch_norm") {
+  const Case& c = cases[0];
+  with_data<double>(c, [&](const Tensor& x, const Tensor& w, const Tensor& scale,
+                           const Tensor& shift, const Tensor&, const Tensor& residual) {
+    const Tensor bias = random_tensor({4}, 10);
+    gradient_check(
+        "training, the bias apart",
+        [&](const auto& v, const auto& weight, const auto& a, const auto& b, const auto& r) {
+          using X = std::remove_cvref_t<decltype(v)>;
+          return batch_fused<X>(c, BatchNormMode::train, v, weight, a, b, X(bias), r);
+        },
+        x, w, scale, shift, residual);
+    gradient_check(
+        "evaluation",
+        [&](const auto&... a) { return batch_fused(c, BatchNormMode::evaluate, a...); }, x, w,
+        scale, shift, bias, residual);
+  });
+}
+
+TEST_CASE("conv_batch_norm counts the batch into the running statistics, in training only") {
+  const Case& c = cases[3];
+  with_data<double>(c, [&](const Tensor& x, const Tensor& w, const auto&...) {
+    auto ours = random_state<double>(20), expected = random_state<double>(20);
+    nhwc::conv_batch_norm(to_nhwc(x), w, ours, BatchNormMode::train,
+                          {.conv = c.conv, .momentum = 0.25});
+    batch_norm(conv2d(x, w, c.conv), expected, BatchNormMode::train, 0.25);
+    CHECK(ours.batches == 1);
+    check_close(ours.running_mean, expected.running_mean);
+    check_close(ours.running_var, expected.running_var);
+    const Tensor mean = ours.running_mean;
+    nhwc::conv_batch_norm(to_nhwc(x), w, ours, BatchNormMode::evaluate, {.conv = c.conv});
+    CHECK(ours.batches == 1);
+    CHECK(ours.running_mean.data() == mean.data());
+  });
+}
+
 TEST_CASE_TEMPLATE("conv_norm depends neither on threads nor on other samples", S, float, double) {
   for (const Case& c : {cases[2], cases[3], cases[4], large})
     with_data<S>(c, [&](const auto& x, const auto& w, const auto& scale, const auto& shift,
@@ -296,6 +386,16 @@ TEST_CASE("Channels-last operations name what does not fit") {
   };
   wrong([&] { nhwc::from_state(matrix, 0, 2, 2, 2); }, {"from_state", "(3, 4)", "2 maps"});
   wrong([&] { nhwc::to_state(std::array{matrix}); }, {"to_state", "(N, H, W, C)", "(3, 4)"});
+  deq::BatchNormState<deq::Cpu<double>> state(5), eight(8);
+  const Tensor one({1, 1, 1, 6}, 1), pointwise({8, 6, 1, 1}, 1);
+  const auto train = BatchNormMode::train;
+  wrong([&] { nhwc::conv_batch_norm(x, w, state, train, {}); },
+        {"conv_batch_norm", "running mean", "8 channels", "(5)"});
+  wrong([&] { nhwc::conv_batch_norm(x, w, eight, train, {}, {.bias = &five}); },
+        {"conv_batch_norm", "bias", "8 channels", "(5)"});
+  wrong([&] { nhwc::conv_batch_norm(one, pointwise, eight, train, {}); },
+        {"conv_batch_norm", "more than one value", "(1, 1, 1, 8)"});
+  CHECK(eight.batches == 0);
   wrong([&] { nhwc::group_norm(x, 4); }, {"group_norm", "6 channels", "4 groups"});
   wrong([&] { nhwc::group_norm(x, 2, five, five); }, {"group_norm", "weight", "(5)"});
   wrong([&] { nhwc::upsample_add(x, x, 2); }, {"upsample_add", "(2, 4, 4, 6)", "2 times"});

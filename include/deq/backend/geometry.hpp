@@ -42,18 +42,29 @@ struct NormGeometry {
   bool shared = false;
 
   Index groups() const { return channels / channels_per_statistic; }
+  /// Numbers that one statistic is taken of.
+  Index count() const { return (shared ? samples : 1) * channels_per_statistic * pixels; }
   Index statistic(Index sample, Index channel) const {
     return (shared ? 0 : sample * groups()) + channel / channels_per_statistic;
   }
   Index offset(Index sample, Index channel) const { return (sample * channels + channel) * pixels; }
 };
 
-/// A group normalisation of channels-last images that has its statistics: y = relu((u - mean)
-/// inverse weight + bias + residual). A null pointer is a step left out.
+/// What happens to a convolution x * w before it is normalised: u = (x * w + bias) mask + addend. A
+/// null pointer is a step left out.
+template <class S>
+struct NhwcConvParts {
+  const S* bias = nullptr;    ///< (C)
+  const S* mask = nullptr;    ///< (N, C)
+  const S* addend = nullptr;  ///< (N, pixels, C)
+};
+
+/// A normalisation of channels-last images that has its statistics: y = relu((u - mean) inverse
+/// weight + bias + residual). A null pointer is a step left out.
 template <class S>
 struct NhwcNorm {
   NormGeometry geometry;
-  const S *mean, *inverse;    ///< (N, groups)
+  const S *mean, *inverse;    ///< by NormGeometry::statistic
   const S* weight = nullptr;  ///< (C)
   const S* bias = nullptr;    ///< (C)
   bool relu = false;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <cmath>
-#include <filesystem>
 #include <span>
 #include <string>
 #include <vector>
@@ -54,14 +54,15 @@ class Mdeq {
                         "Mdeq: images must be (N, ", channels, ", ", size, ", ", size, "), got ",
                         shape);
     detail::Cursor<V> p(all.first(layout_.stem_end));
-    std::size_t norm = 0;
-    V a = images;
+    Norms norms{norms_.data(), mode};
+    V a = nhwc::from_state(images, 0, size, size, channels);
     while (!p.empty()) {
       const V& weight = p.next();
-      a = conv2d(a, weight, {.padding = (weight.extent(2) - 1) / 2});
-      a = relu(normalise(a, p, norm, mode));
+      a = conv_norm(a, weight, p, norms,
+                    {.conv = {.padding = (weight.extent(2) - 1) / 2}, .relu = true});
     }
-    return a;
+    return reshape(nhwc::to_state(std::array{a}),
+                   {shape[0], config_.channels_of(0), a.extent(1), a.extent(2)});
   }
 
   /// What f is given: its parameters with the weight norm w = g v / ||v|| carried out, once a pass.
@@ -86,26 +87,27 @@ class Mdeq {
   template <TensorLike V>
   V head(const V& z, std::span<const V> all, BatchNormMode mode) {
     detail::Cursor<V> p(all.subspan(layout_.layer_end));
-    std::size_t norm = config_.has_stage0() ? 3 : 2;
+    Norms norms{norms_.data() + (config_.has_stage0() ? 3 : 2), mode};
     std::vector<V> widened;
     Index first = 0;
     for (Index i = 0; i < config_.branches(); ++i) {
       const Index side = config_.resolution(i);
-      const V y = reshape(slice(z, 1, first, config_.branch_size(i)),
-                          {z.extent(0), config_.channels_of(i), side, side});
-      widened.push_back(bottleneck(y, p, norm, mode));
+      const V y = nhwc::from_state(z, first, side, side, config_.channels_of(i));
+      widened.push_back(bottleneck(y, p, norms));
       first += config_.branch_size(i);
     }
     V t = widened[0];
     for (std::size_t i = 1; i < widened.size(); ++i) {
-      const V& weight = p.next();
-      t = conv2d(t, weight, p.next(), {.stride = 2, .padding = 1});
-      t = widened[i] + relu(normalise(t, p, norm, mode));
+      const V &weight = p.next(), &bias = p.next();
+      t = conv_norm(t, weight, p, norms, {.conv = {.stride = 2, .padding = 1}, .relu = true},
+                    {.bias = &bias});
+      t = widened[i] + t;
     }
-    const V& weight = p.next();
-    t = relu(normalise(conv2d(t, weight, p.next()), p, norm, mode));
+    const V &weight = p.next(), &bias = p.next();
+    t = conv_norm(t, weight, p, norms, {.relu = true}, {.bias = &bias});
+    const V pooled = mean(reshape(t, {t.extent(0), t.extent(1) * t.extent(2), t.extent(3)}), 1);
     const V& classifier = p.next();
-    return linear(global_average_pool(t), classifier, p.next());
+    return linear(pooled, classifier, p.next());
   }
 
   /// Reads every parameter and running statistic under its PyTorch name. Names that the network
@@ -136,19 +138,34 @@ class Mdeq {
   }
 
  private:
+  /// Hands out the batch normalisations in order.
+  struct Norms {
+    BatchNormState<B>* next;
+    BatchNormMode mode;
+  };
+
+  /// relu(BN(x * weight + bias)), the norm's parameters the next ones.
   template <class V>
-  V normalise(const V& a, detail::Cursor<V>& p, std::size_t& norm, BatchNormMode mode) {
-    const V& weight = p.next();
-    return batch_norm(a, weight, p.next(), norms_[norm++], mode);
+  static V conv_norm(const V& x, const V& weight, detail::Cursor<V>& p, Norms& norms,
+                     const nhwc::ConvBatchNormOptions& options, nhwc::ConvNormParts<V> parts = {}) {
+    parts.scale = &p.next();
+    parts.shift = &p.next();
+    return nhwc::conv_batch_norm(x, weight, *norms.next++, norms.mode, options, parts);
   }
 
   template <class V>
-  V bottleneck(const V& y, detail::Cursor<V>& p, std::size_t& norm, BatchNormMode mode) {
-    V a = relu(batch_norm(conv2d(y, p.next()), norms_[norm++], mode));
-    a = relu(batch_norm(conv2d(a, p.next(), {.padding = 1}), norms_[norm++], mode));
-    a = batch_norm(conv2d(a, p.next()), norms_[norm++], mode);
-    const V residual = conv2d(y, p.next());
-    return relu(a + normalise(residual, p, norm, mode));
+  static V bottleneck(const V& y, detail::Cursor<V>& p, Norms& norms) {
+    const auto plain = [&](const V& x, const nhwc::ConvBatchNormOptions& options) {
+      return nhwc::conv_batch_norm(x, p.next(), *norms.next++, norms.mode, options);
+    };
+    V a = plain(y, {.relu = true});
+    a = plain(a, {.conv = {.padding = 1}, .relu = true});
+    const V& widening = p.next();
+    BatchNormState<B>& last = *norms.next++;
+    const V& projection = p.next();
+    const V residual = conv_norm(y, projection, p, norms, {});
+    return nhwc::conv_batch_norm(a, widening, last, norms.mode, {.relu = true},
+                                 {.residual = &residual});
   }
 
   static Tensor<B> read(const SafetensorsFile& file, const std::string& name, const Shape& shape) {

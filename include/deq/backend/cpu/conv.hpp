@@ -22,7 +22,7 @@ void convolve_nchw(const ConvPlan<S>& plan, const Footprint& print, Index sample
     const Array<Cpu<S>> from(in_pixels * plan.in), to(out_pixels * plan.out);
     transpose_plane(plan.in, in_pixels, x + n * plan.in * in_pixels, in_pixels, from.data(),
                     plan.in);
-    plan.run(from.data(), packed.data(), {.bias = bias}, to.data());
+    plan.run(from.data(), packed.data(), {{.bias = bias}}, to.data());
     transpose_plane(out_pixels, plan.out, to.data(), plan.out, y + n * plan.out * out_pixels,
                     out_pixels, accumulate);
   });

@@ -19,16 +19,17 @@ void nhwc_pack(Cpu<S>, const Conv2dGeometry& g, bool transposed, const S* w, S* 
   detail::ConvPlan<S>(g, transposed).pack(w, packed);
 }
 
-/// y = x * w.
+/// u = (x * w + bias) mask + addend.
 template <class S>
-void nhwc_conv2d(Cpu<S>, const Conv2dGeometry& g, const S* x, const S* packed, S* y) {
-  detail::ConvPlan<S>(g, false).run(x, packed, {}, y);
+void nhwc_conv2d(Cpu<S>, const Conv2dGeometry& g, const S* x, const S* packed,
+                 const NhwcConvParts<S>& parts, S* u) {
+  detail::ConvPlan<S>(g, false).run(x, packed, {parts}, u);
 }
 /// dx (+)= the transpose of the convolution applied to dy.
 template <class S>
 void nhwc_conv2d_vjp_input(Cpu<S>, const Conv2dGeometry& g, const S* packed, const S* dy, S* dx,
                            bool accumulate) {
-  const detail::Epilogue<S> epilogue{.addend = accumulate ? dx : nullptr};
+  const detail::Epilogue<S> epilogue{{.addend = accumulate ? dx : nullptr}};
   detail::ConvPlan<S>(g, true).run(dy, packed, epilogue, dx);
 }
 /// dw (+)= sum over the samples; dw is (out, in, kernel height, kernel width).
@@ -41,34 +42,33 @@ void nhwc_conv2d_vjp_weight(Cpu<S>, const Conv2dGeometry& g, const S* x, const S
 namespace detail {
 /// The statistics of groups from the moments, in `parts` a sample, that take(moments) fills in.
 template <class S, class Take>
-void statistics_of_moments(const NormGeometry& n, S eps, Index parts, Take take, S* mean,
-                           S* inverse) {
+void statistics_of_moments(const NormGeometry& n, Index parts, Take take, S* mean, S* variance) {
   MomentParts<S> moments{nullptr, n.channels, parts};
   Array<Cpu<S>> numbers(n.samples * parts * moments.part_size());
   moments.data = numbers.data();
   take(moments);
-  group_statistics(n, eps, moments, mean, inverse);
+  group_statistics(n, moments, mean, variance);
 }
 }  // namespace detail
 
-/// u = (x * w) mask + addend, and the statistics of its groups; null pointers are steps left out.
+/// The same, and mean and biased variance of the groups of u.
 template <class S>
-void nhwc_conv2d_statistics(Cpu<S>, const Conv2dGeometry& g, const NormGeometry& n, S eps,
-                            const S* x, const S* packed, const S* mask, const S* addend, S* u,
-                            S* mean, S* inverse) {
+void nhwc_conv2d_statistics(Cpu<S>, const Conv2dGeometry& g, const NormGeometry& n, const S* x,
+                            const S* packed, const NhwcConvParts<S>& parts, S* u, S* mean,
+                            S* variance) {
   const detail::ConvPlan<S> plan(g, false);
   const auto take = [&](const detail::MomentParts<S>& moments) {
-    plan.run(x, packed, {.mask = mask, .addend = addend, .moments = moments}, u);
+    plan.run(x, packed, {parts, moments}, u);
   };
-  detail::statistics_of_moments(n, eps, plan.pieces.parts(), take, mean, inverse);
+  detail::statistics_of_moments(n, plan.pieces.parts(), take, mean, variance);
 }
-/// The statistics of the groups of u.
+/// Mean and biased variance of the groups of u.
 template <class S>
-void nhwc_statistics(Cpu<S>, const NormGeometry& n, S eps, const S* u, S* mean, S* inverse) {
+void nhwc_statistics(Cpu<S>, const NormGeometry& n, const S* u, S* mean, S* variance) {
   const auto take = [&](const detail::MomentParts<S>& moments) {
     detail::channel_moments(n, u, moments);
   };
-  detail::statistics_of_moments(n, eps, detail::pixel_pieces(n).parts(), take, mean, inverse);
+  detail::statistics_of_moments(n, detail::pixel_pieces(n).parts(), take, mean, variance);
 }
 
 /// y = relu((u - mean) inverse weight + bias + residual).

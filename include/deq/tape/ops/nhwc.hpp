@@ -38,13 +38,20 @@ NhwcSink<typename B::Scalar> sink(const Sink<B>& grad) {
   return {data, accumulate};
 }
 
-/// A group normalisation that has been applied to u, and the way back from its output y.
+/// A normalisation that has been applied to u, and the way back from its output y.
 template <class B>
 struct AppliedNorm {
   using S = typename B::Scalar;
   NormGeometry geometry{};
   bool relu = false;
-  Tensor<B> mean{}, inverse{};  ///< (N, groups)
+  bool constant = false;        ///< the statistics are not those of u
+  Tensor<B> mean{}, inverse{};  ///< (N, groups), or (C) of a batch
+
+  /// A tensor for one of the statistics.
+  Tensor<B> statistic() const {
+    return geometry.shared ? Tensor<B>({geometry.channels})
+                           : Tensor<B>({geometry.samples, geometry.groups()});
+  }
 
   NhwcNorm<S> with(const Tensor<B>& weight, const Tensor<B>& bias) const {
     return {geometry, mean.data(), inverse.data(), weight.data(), bias.data(), relu};
@@ -56,22 +63,30 @@ struct AppliedNorm {
            const Tensor<B>& masked) const {
     const auto norm = with(weight, bias);
     const Shape by_channel{geometry.samples, geometry.channels};
-    const Tensor<B> sums_d(by_channel), sums_du(by_channel);
+    Tensor<B> sums_d(by_channel), sums_du(by_channel);
     nhwc_normalize_vjp_sums(B{}, norm, u.data(), y.data(), cotangent.data(), sums_d.data(),
                             sums_du.data());
-    const auto over_samples = [&](const Sink<B>& grad, const Tensor<B>& sums) {
-      if (!grad) return;
-      const auto [out, accumulate] = grad.target();
-      broadcast_sum(
-          B{}, LoopNest<2>(by_channel, {Shape{geometry.channels}, by_channel}),
-          [](S v) { return v; }, out, accumulate, sums.data());
-    };
-    over_samples(of_weight, sums_du);
-    over_samples(of_bias, sums_d);
+    if (of_weight) add_over_samples(sums_du, of_weight.target());
+    if (of_bias) add_over_samples(sums_d, of_bias.target());
     if (!of_residual && !of_u && !masked) return;
+    if (constant)
+      sums_d = sums_du = {};
+    else if (geometry.shared)
+      for (Tensor<B>* sums : {&sums_d, &sums_du}) {
+        const Tensor<B> total({geometry.channels});
+        add_over_samples(*sums, {total.data(), false});
+        *sums = total;
+      }
     const auto residual = sink(of_residual);
     nhwc_normalize_vjp(B{}, norm, u.data(), y.data(), cotangent.data(), sums_d.data(),
                        sums_du.data(), mask.data(), residual, sink(of_u), masked.data());
+  }
+
+ private:
+  void add_over_samples(const Tensor<B>& sums, const typename Sink<B>::Target& to) const {
+    broadcast_sum(
+        B{}, LoopNest<2>(sums.shape(), {Shape{geometry.channels}, sums.shape()}),
+        [](S v) { return v; }, to.data, to.accumulate, static_cast<const S*>(sums.data()));
   }
 };
 
@@ -185,9 +200,10 @@ struct GroupNorm {
     if (weight)
       detail::require_channels("nhwc::group_norm", "the weight", u.shape(), weight.shape());
     if (bias) detail::require_channels("nhwc::group_norm", "the bias", u.shape(), bias.shape());
-    norm.mean = Tensor<B>({u.extent(0), groups});
-    norm.inverse = Tensor<B>({u.extent(0), groups});
-    nhwc_statistics(B{}, norm.geometry, eps, u.data(), norm.mean.data(), norm.inverse.data());
+    norm.mean = norm.statistic();
+    const Tensor<B> variance = norm.statistic();
+    nhwc_statistics(B{}, norm.geometry, u.data(), norm.mean.data(), variance.data());
+    norm.inverse = deq::detail::inverse_deviation(variance, eps);
     Tensor<B> y(u.shape());
     nhwc_normalize(B{}, norm.with(weight, bias), u.data(), static_cast<const S*>(nullptr),
                    y.data());
@@ -224,11 +240,18 @@ struct ConvNormOptions {
   bool relu = false;
   double eps = 1e-5;
 };
+struct ConvBatchNormOptions {
+  Conv2dOptions conv = {};
+  bool relu = false;
+  double momentum = 0.1;
+  double eps = 1e-5;
+};
 /// What a conv_norm may have beside its image and its weight; null is left out.
 template <class V>
 struct ConvNormParts {
   const V* scale = nullptr;     ///< (O), of the normalisation
   const V* shift = nullptr;     ///< (O), of the normalisation
+  const V* bias = nullptr;      ///< (O), of the convolution
   const V* mask = nullptr;      ///< (N, O, 1, 1)
   const V* addend = nullptr;    ///< of the shape of the output
   const V* residual = nullptr;  ///< of the shape of the output
@@ -239,10 +262,13 @@ template <class B>
 struct ConvNorm {
   using S = typename B::Scalar;
   static constexpr bool saves_inputs = true, saves_output = true;
-  static constexpr std::size_t x = 0, w = 1, scale = 2, shift = 3, mask = 4, addend = 5,
-                               residual = 6, all = 7;
+  static constexpr std::size_t x = 0, w = 1, scale = 2, shift = 3, bias = 4, mask = 5, addend = 6,
+                               residual = 7, all = 8;
 
   ConvNormOptions options;
+  BatchNormState<B>* batch;  ///< normalise over the batch; null: over groups of channels
+  BatchNormMode mode;
+  S momentum;
   bool recorded;  ///< somebody may ask for the VJP; otherwise u is normalised where it is
   /// Where each operand is in the list of inputs; -1 for one that is left out.
   std::array<int, all> place{};
@@ -253,12 +279,23 @@ struct ConvNorm {
   Tensor<B> forward(std::span<const Tensor<B>> in) {
     check(in);
     norm.relu = options.relu;
-    norm.mean = Tensor<B>({u.extent(0), options.groups});
-    norm.inverse = Tensor<B>({u.extent(0), options.groups});
-    nhwc_conv2d_statistics(B{}, geometry, norm.geometry, static_cast<S>(options.eps), in[x].data(),
-                           packed(in, false).data(), operand(in, mask).data(),
-                           operand(in, addend).data(), u.data(), norm.mean.data(),
-                           norm.inverse.data());
+    norm.constant = batch && mode == BatchNormMode::evaluate;
+    const NhwcConvParts<S> parts{operand(in, bias).data(), operand(in, mask).data(),
+                                 operand(in, addend).data()};
+    const Tensor<B> weight = packed(in, false);
+    Tensor<B> variance;
+    if (norm.constant) {
+      nhwc_conv2d(B{}, geometry, in[x].data(), weight.data(), parts, u.data());
+      norm.mean = batch->running_mean;
+      variance = batch->running_var;
+    } else {
+      norm.mean = norm.statistic();
+      variance = norm.statistic();
+      nhwc_conv2d_statistics(B{}, geometry, norm.geometry, in[x].data(), weight.data(), parts,
+                             u.data(), norm.mean.data(), variance.data());
+      if (batch) batch->count_in(norm.mean, variance, norm.geometry.count(), momentum);
+    }
+    norm.inverse = deq::detail::inverse_deviation(variance, static_cast<S>(options.eps));
     Tensor<B> y = recorded ? Tensor<B>(u.shape()) : u;
     nhwc_normalize(B{}, norm.with(operand(in, scale), operand(in, shift)), u.data(),
                    static_cast<const S*>(operand(in, residual).data()), y.data());
@@ -268,7 +305,7 @@ struct ConvNorm {
     const auto grad = [&](std::size_t k) {
       return place[k] < 0 ? Sink<B>() : r.grad[static_cast<std::size_t>(place[k])];
     };
-    const Tensor<B> of_conv = grad(x) || grad(w) ? Tensor<B>(u.shape()) : Tensor<B>();
+    const Tensor<B> of_conv = grad(x) || grad(w) || grad(bias) ? Tensor<B>(u.shape()) : Tensor<B>();
     norm.vjp(u, operand(r.input, scale), operand(r.input, shift), r.output, r.cotangent,
              operand(r.input, mask), grad(scale), grad(shift), grad(residual), grad(addend),
              of_conv);
@@ -280,6 +317,13 @@ struct ConvNorm {
     if (grad(w)) {
       const auto [out, accumulate] = grad(w).target();
       nhwc_conv2d_vjp_weight(B{}, geometry, r.input[x].data(), of_conv.data(), out, accumulate);
+    }
+    if (grad(bias)) {
+      const auto [out, accumulate] = grad(bias).target();
+      const Shape full{u.size() / u.extent(3), u.extent(3)};
+      broadcast_sum(
+          B{}, LoopNest<2>(full, {Shape{full[1]}, full}), [](S v) { return v; }, out, accumulate,
+          static_cast<const S*>(of_conv.data()));
     }
     if (grad(mask)) mask_vjp(r, grad(mask));
   }
@@ -293,7 +337,8 @@ struct ConvNorm {
     const Tensor<B> du(u.shape()), conv(u.shape()), none;
     norm.vjp(u, operand(r.input, scale), operand(r.input, shift), r.output, r.cotangent, none, {},
              {}, {}, {}, du);
-    nhwc_conv2d(B{}, geometry, r.input[x].data(), packed(r.input, false).data(), conv.data());
+    nhwc_conv2d(B{}, geometry, r.input[x].data(), packed(r.input, false).data(),
+                {.bias = operand(r.input, bias).data()}, conv.data());
     const NormGeometry& n = norm.geometry;
     const Shape full{n.samples, n.pixels, n.channels};
     const auto [out, accumulate] = grad.target();
@@ -313,16 +358,24 @@ struct ConvNorm {
     });
   }
   void check(std::span<const Tensor<B>> in) {
-    const char* name = "nhwc::conv_norm";
+    const char* name = batch ? "nhwc::conv_batch_norm" : "nhwc::conv_norm";
     const Shape &image = in[x].shape(), &weight = in[w].shape();
     detail::require_images(name, image);
     geometry =
         conv2d_geometry(name, {image[0], image[3], image[1], image[2]}, weight, options.conv);
     const Shape out{image[0], geometry.out_height(), geometry.out_width(), weight[0]};
-    norm.geometry = detail::norm_geometry(name, out, options.groups);
+    norm.geometry = detail::norm_geometry(name, out, batch ? out[3] : options.groups);
+    norm.geometry.shared = batch != nullptr;
     for (const std::size_t k : {scale, shift})
       if (place[k] >= 0)
         detail::require_channels(name, "the normalisation", out, operand(in, k).shape());
+    if (place[bias] >= 0)
+      detail::require_channels(name, "the bias", out, operand(in, bias).shape());
+    if (batch) {
+      detail::require_channels(name, "the running mean", out, batch->running_mean.shape());
+      detail::require_channels(name, "the running variance", out, batch->running_var.shape());
+      if (mode == BatchNormMode::train) deq::detail::require_batch(name, norm.geometry, out);
+    }
     for (const std::size_t k : {addend, residual})
       require<ShapeError>(place[k] < 0 || operand(in, k).shape() == out, name, ": ",
                           operand(in, k).shape(), " does not fit the output ", out);
@@ -332,27 +385,49 @@ struct ConvNorm {
   }
 };
 
-/// y = relu(GN((x * w) mask + addend) scale + shift + residual), every part but the convolution and
-/// the normalisation GN (group_norm) optional. x (N, H, W, C), w (O, C, kh, kw); y (N, H', W', O)
-/// as in deq::conv2d. The statistics are taken while the convolution writes; the rest is one more
-/// pass. Throws ShapeError. The bits of a sample do not depend on the others. A frozen w is packed
-/// once.
-template <TensorLike V>
-V conv_norm(const V& x, const V& w, const ConvNormOptions& options,
-            const ConvNormParts<V>& parts = {}) {
-  using Op = ConvNorm<typename V::Backend>;
-  Op op{options, is_var<V>};
+namespace detail {
+template <class V, class Op>
+V record_conv_norm(Op op, const V& x, const V& w, const ConvNormParts<V>& parts) {
   std::array<V, Op::all> list{x, w};
-  op.place = {0, 1, -1, -1, -1, -1, -1};
+  op.place = {0, 1, -1, -1, -1, -1, -1, -1};
   std::size_t n = 2;
-  const std::array<const V*, 5> optional{parts.scale, parts.shift, parts.mask, parts.addend,
-                                         parts.residual};
+  const std::array<const V*, Op::all - Op::scale> optional{
+      parts.scale, parts.shift, parts.bias, parts.mask, parts.addend, parts.residual};
   for (std::size_t k = 0; k < optional.size(); ++k)
     if (optional[k]) {
       op.place[Op::scale + k] = static_cast<int>(n);
       list[n++] = *optional[k];
     }
   return record_list(std::move(op), std::span<const V>(list.data(), n));
+}
+}  // namespace detail
+
+/// y = relu(GN((x * w + bias) mask + addend) scale + shift + residual), every part but the
+/// convolution and the normalisation GN (group_norm) optional. x (N, H, W, C), w (O, C, kh, kw); y
+/// (N, H', W', O) as in deq::conv2d. The statistics are taken while the convolution writes; the
+/// rest is one more pass. Throws ShapeError. The bits of a sample do not depend on the others. A
+/// frozen w is packed once.
+template <TensorLike V>
+V conv_norm(const V& x, const V& w, const ConvNormOptions& options,
+            const ConvNormParts<V>& parts = {}) {
+  using B = typename V::Backend;
+  return detail::record_conv_norm(ConvNorm<B>{options, nullptr, BatchNormMode::train, 0, is_var<V>},
+                                  x, w, parts);
+}
+/// The same with batch_norm in the place of GN, which reads the running statistics or counts the
+/// batch into them.
+template <TensorLike V>
+V conv_batch_norm(const V& x, const V& w, BatchNormState<typename V::Backend>& state,
+                  BatchNormMode mode, const ConvBatchNormOptions& options,
+                  const ConvNormParts<V>& parts = {}) {
+  using B = typename V::Backend;
+  return detail::record_conv_norm(
+      ConvNorm<B>{{.conv = options.conv, .relu = options.relu, .eps = options.eps},
+                  &state,
+                  mode,
+                  static_cast<typename B::Scalar>(options.momentum),
+                  is_var<V>},
+      x, w, parts);
 }
 
 // --- Resolution

@@ -133,6 +133,25 @@ struct BatchNormState {
 
   explicit BatchNormState(Index channels)
       : running_mean({channels}, 0), running_var({channels}, 1) {}
+
+  /// Counts in a batch with `n` values a channel, of this mean and biased variance: running <- (1 -
+  /// momentum) running + momentum now, where the variance is that of the population, with divisor n
+  /// - 1. Somebody may still hold the old statistics, so they are replaced, not overwritten.
+  void count_in(const Tensor<B>& mean, const Tensor<B>& variance, Index n,
+                typename B::Scalar momentum) {
+    using S = typename B::Scalar;
+    const auto count = [&](Tensor<B>& running, const Tensor<B>& now, S unbias) {
+      Tensor<B> next(running.shape());
+      elementwise(
+          B{}, next.size(),
+          [=](S old, S s) { return (1 - momentum) * old + momentum * (unbias * s); }, next.data(),
+          running.data(), now.data());
+      running = std::move(next);
+    };
+    count(running_mean, mean, 1);
+    count(running_var, variance, static_cast<S>(n) / static_cast<S>(n - 1));
+    ++batches;
+  }
 };
 
 enum class BatchNormMode {
@@ -166,13 +185,28 @@ struct BatchNorm : detail::Normalization<B> {
 
 namespace detail {
 
+inline void require_batch(const char* name, const NormGeometry& g, const Shape& x) {
+  require<ShapeError>(g.count() > 1, name, ": training needs more than one value a channel, got ",
+                      x);
+}
+
+/// 1 / sqrt(variance + eps).
+template <class B>
+Tensor<B> inverse_deviation(const Tensor<B>& variance, typename B::Scalar eps) {
+  using S = typename B::Scalar;
+  Tensor<B> inverse(variance.shape());
+  elementwise(
+      B{}, variance.size(), [=](S v) { return 1 / std::sqrt(v + eps); }, inverse.data(),
+      variance.data());
+  return inverse;
+}
+
 /// The operation for this batch; in training counts the batch into the running statistics. All
 /// shapes are checked first: a batch that throws is not counted in.
 template <class B, class... Affine>
 BatchNorm<B> prepare_batch_norm(const Tensor<B>& x, BatchNormState<B>& state, BatchNormMode mode,
                                 typename B::Scalar momentum, typename B::Scalar eps,
                                 const Affine&... affine) {
-  using S = typename B::Scalar;
   NormGeometry g = norm_geometry("batch_norm", x.shape(), 1);
   g.channels_per_statistic = 1;
   g.shared = true;
@@ -181,30 +215,13 @@ BatchNorm<B> prepare_batch_norm(const Tensor<B>& x, BatchNormState<B>& state, Ba
   (require_channels("batch_norm", x.shape(), affine.shape()), ...);
   Tensor<B> mean = state.running_mean, variance = state.running_var;
   if (mode == BatchNormMode::train) {
-    const Index n = g.samples * g.pixels;
-    require<ShapeError>(n > 1, "batch_norm: training needs more than one value a channel, got ",
-                        x.shape());
+    require_batch("batch_norm", g, x.shape());
     mean = Tensor<B>({g.channels});
     variance = Tensor<B>({g.channels});
     batch_statistics(B{}, g, x.data(), mean.data(), variance.data());
-    // The running variance is that of the population: divisor n - 1.
-    const auto count_in = [&](Tensor<B>& running, const Tensor<B>& now, S unbias) {
-      Tensor<B> next({g.channels});
-      elementwise(
-          B{}, g.channels,
-          [=](S old, S s) { return (1 - momentum) * old + momentum * (unbias * s); }, next.data(),
-          running.data(), now.data());
-      running = std::move(next);
-    };
-    count_in(state.running_mean, mean, 1);
-    count_in(state.running_var, variance, static_cast<S>(n) / static_cast<S>(n - 1));
-    ++state.batches;
+    state.count_in(mean, variance, g.count(), momentum);
   }
-  Tensor<B> inverse({g.channels});
-  elementwise(
-      B{}, g.channels, [=](S v) { return 1 / std::sqrt(v + eps); }, inverse.data(),
-      variance.data());
-  return {g, std::move(mean), std::move(inverse), mode == BatchNormMode::evaluate};
+  return {g, std::move(mean), inverse_deviation(variance, eps), mode == BatchNormMode::evaluate};
 }
 
 }  // namespace detail

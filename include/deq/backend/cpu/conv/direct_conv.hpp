@@ -59,7 +59,7 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
   const Array<Cpu<S>> zeros(in_channels);
   std::fill_n(zeros.data(), in_channels, S(0));
   struct Place {
-    Index line, column;
+    Index line, column, pixel;
   };
   parallel_for(pieces.count() * print.classes(), [&](Index index) {
     const auto piece = pieces[index / print.classes()];
@@ -67,14 +67,16 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
     const Index first = std::min(piece.first, print.class_pixels(c));
     const Index count = std::min(piece.last, print.class_pixels(c)) - first;
     Array<Cpu<S>, Place> places(count);
-    for (Index i = 0; i < count; ++i)
-      places.data()[i] = {print.line(c, first + i), print.column(c, first + i)};
+    for (Index i = 0; i < count; ++i) {
+      const Index line = print.line(c, first + i), column = print.column(c, first + i);
+      places.data()[i] = {line, column, line * out_width + column};
+    }
 
-    for (Index p = 0; p < panels.count(); ++p) {
+    const auto panel = [&](Index p, auto fused) {
       const S* weights = packed + panels.first_channel(p) * taps * in_channels;
       const Index width = panels.width_of(p) * simd_width<S>;
-      PanelWriter<S, true, true> writer(epilogue, print.out_height() * out_width, out_channels,
-                                        panels.first_channel(p), y, piece.part);
+      PanelWriter<S, fused, true> writer(epilogue, print.out_height() * out_width, out_channels,
+                                         panels.first_channel(p), y, piece.part);
       for (Index sample = piece.first_sample; sample < piece.last_sample; ++sample) {
         writer.select(sample);
         const Pixels<S> image(x + sample * in_height * in_width * in_channels, in_height, in_width,
@@ -84,25 +86,27 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
             const Place* place = places.data() + start;
             Block<S, r, v> block;
             block.clear();
-            for (Index tap = 0; tap < taps; ++tap) {
+            for (Index tap = 0, terms = 0; tap < taps; ++tap) {
               if (!print.sees(c, tap)) continue;
               const S* row[r];
               for (int i = 0; i < r; ++i)
                 row[i] = image.at(print.source(place[i].line, tap / g.kernel_width),
                                   print.source(place[i].column, tap % g.kernel_width));
-              block.add_product(row, weights + tap * in_channels * width, in_channels);
+              const S* of_tap = weights + tap * in_channels * width;
+              terms++ == 0 ? block.set_product(row, of_tap, in_channels)
+                           : block.add_product(row, of_tap, in_channels);
             }
             unroll<v>([&](auto j) DEQ_INLINE {
               writer.write(j, [&](auto&& put) DEQ_INLINE {
-                unroll<r>([&](auto i) DEQ_INLINE {
-                  put(place[i].line * out_width + place[i].column, block.sum[i][j]);
-                });
+                unroll<r>([&](auto i) DEQ_INLINE { put(place[i].pixel, block.sum[i][j]); });
               });
             });
           });
         });
       }
-    }
+    };
+    for (Index p = 0; p < panels.count(); ++p)
+      is_fused(epilogue, out_channels) ? panel(p, std::true_type{}) : panel(p, std::false_type{});
   });
 }
 

@@ -30,6 +30,9 @@ struct MomentParts {
 template <class S>
 class MomentRun {
  public:
+  /// Values that plain sums may have and still round well.
+  static constexpr Index length = 16;
+
   DEQ_INLINE void add(const Simd<S>& y) {
     if (count_ == 0) pivot_ = y;
     const Simd<S> d = y - pivot_;
@@ -37,6 +40,7 @@ class MomentRun {
     squares_ += d * d;
     ++count_;
   }
+  bool is_long() const { return count_ >= length; }
 
  private:
   template <class>
@@ -72,19 +76,15 @@ class Moments {
 };
 
 /// body(first, last) for [first, last) in runs of a length at which plain sums still round well.
-template <class Body>
+template <class S, class Body>
 DEQ_INLINE inline void for_each_run(Index first, Index last, Body&& body) {
-  constexpr Index run = 16;
+  constexpr Index run = MomentRun<S>::length;
   for (; first < last; first += run) body(first, std::min(last, first + run));
 }
 
-/// y = (conv + bias_c) mask_nc + addend_npc on the way to memory, and its moments. A null pointer
-/// is a step left out.
+/// y = (conv + bias) mask + addend on the way to memory, and its moments if they have a place.
 template <class S>
-struct Epilogue {
-  const S* bias = nullptr;    ///< (C)
-  const S* mask = nullptr;    ///< (N, C)
-  const S* addend = nullptr;  ///< (N, pixels, C)
+struct Epilogue : NhwcConvParts<S> {
   MomentParts<S> moments = {};
 };
 
@@ -119,6 +119,7 @@ class PanelWriter {
                                 : broadcast(S(1));
       bias_[v] = epilogue_.bias ? load(epilogue_.bias + channel, width) : Simd<S>{};
       sums_[v] = {};
+      runs_[v] = {};
     }
   }
 
@@ -129,7 +130,7 @@ class PanelWriter {
     const Index offset = sample_ * sample_size_ + channel;
     S* const y = y_ + offset;
     const Index step = channels_;
-    MomentRun<S> run;
+    MomentRun<S> run = runs_[v];
     if constexpr (fused) {
       const S* const addend = epilogue_.addend ? epilogue_.addend + offset : nullptr;
       const Simd<S> mask = mask_[v], bias = bias_[v];
@@ -145,14 +146,22 @@ class PanelWriter {
         if constexpr (moments) run.add(value);
       });
     }
-    if constexpr (moments) sums_[v].add(run);
+    if constexpr (moments) {
+      if (run.is_long()) {
+        sums_[v].add(run);
+        run = {};
+      }
+      runs_[v] = run;
+    }
   }
 
  private:
   void finish() {
     if (!moments || sample_ < 0 || !epilogue_.moments) return;
-    for (int v = 0; v < max_panel && first_ + v * simd_width<S> < channels_; ++v)
+    for (int v = 0; v < max_panel && first_ + v * simd_width<S> < channels_; ++v) {
+      sums_[v].add(runs_[v]);
       sums_[v].store_to(epilogue_.moments, sample_, part_, first_ + v * simd_width<S>);
+    }
   }
 
   const Epilogue<S>& epilogue_;
@@ -161,14 +170,20 @@ class PanelWriter {
   Index sample_ = -1;
   Simd<S> bias_[max_panel], mask_[max_panel];
   Moments<S> sums_[max_panel];
+  MomentRun<S> runs_[max_panel];  ///< what is not in the sums yet
 };
+
+template <class S>
+bool is_fused(const Epilogue<S>& epilogue, Index channels) {
+  return epilogue.bias || epilogue.mask || epilogue.addend || channels % simd_width<S> != 0;
+}
 
 /// body(fused, moments) with the constants that PanelWriter wants for this epilogue.
 template <class S, class Body>
 void with_epilogue(const Epilogue<S>& epilogue, Index channels, Body body) {
   constexpr std::true_type yes;
   constexpr std::false_type no;
-  if (epilogue.bias || epilogue.mask || epilogue.addend || channels % simd_width<S> != 0)
+  if (is_fused(epilogue, channels))
     body(yes, yes);
   else
     epilogue.moments ? body(no, yes) : body(no, no);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Group normalisation of channels-last images, in as few passes as it takes: the moments while
+// Normalisation of channels-last images, in as few passes as it takes: the moments while
 // somebody writes the image, then one pass that also adds a residual and rectifies; backward, one
 // pass for the sums and one for the cotangents.
 #pragma once
@@ -52,7 +52,7 @@ void channel_moments(const NormGeometry& g, const S* x, const MomentParts<S>& mo
     const S* image = x + n * g.pixels * g.channels;
     for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
       Moments<S> sums;
-      for_each_run(first, last, [&](Index begin, Index end) DEQ_INLINE {
+      for_each_run<S>(first, last, [&](Index begin, Index end) DEQ_INLINE {
         MomentRun<S> run;
         for (Index p = begin; p < end; ++p) run.add(load(image + p * g.channels + c, width));
         sums.add(run);
@@ -62,16 +62,16 @@ void channel_moments(const NormGeometry& g, const S* x, const MomentParts<S>& mo
   });
 }
 
-/// mean and inverse deviation 1/sqrt(variance + eps) of every group of every sample, from the
-/// moments of the channels' parts (Chan, Golub and LeVeque, 1979).
+/// Mean and biased variance of every group, of every sample or of all of them, from the moments of
+/// the channels' parts (Chan, Golub and LeVeque, 1979).
 template <class S>
-void group_statistics(const NormGeometry& g, S eps, const MomentParts<S>& moments, S* mean,
-                      S* inverse) {
+void group_statistics(const NormGeometry& g, const MomentParts<S>& moments, S* mean, S* variance) {
   const Index width = g.channels_per_statistic;
-  for (Index n = 0; n < g.samples; ++n)
+  const Index samples = g.shared ? 1 : g.samples, parts = moments.parts * (g.samples / samples);
+  for (Index n = 0; n < samples; ++n)
     for (Index group = 0; group < g.groups(); ++group) {
       const auto for_each_part = [&](auto&& body) {
-        for (Index i = 0; i < moments.parts; ++i) {
+        for (Index i = 0; i < parts; ++i) {
           const S* part = moments.part(n, i);
           if (part[0] == 0) continue;
           for (Index c = group * width; c < (group + 1) * width; ++c)
@@ -88,7 +88,7 @@ void group_statistics(const NormGeometry& g, S eps, const MomentParts<S>& moment
         squares += part_squares + k * (part_mean - m) * (part_mean - m);
       });
       mean[n * g.groups() + group] = m;
-      inverse[n * g.groups() + group] = 1 / std::sqrt(squares / count + eps);
+      variance[n * g.groups() + group] = squares / count;
     }
 }
 
@@ -155,7 +155,7 @@ void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S
         mean[l] = norm.mean[g.statistic(n, c + l)];
         inverse[l] = norm.inverse[g.statistic(n, c + l)];
       }
-      for_each_run(first, last, [&](Index begin, Index end) DEQ_INLINE {
+      for_each_run<S>(first, last, [&](Index begin, Index end) DEQ_INLINE {
         Simd<S> run_d{}, run_du{};
         for (Index p = begin; p < end; ++p) {
           const Index place = (n * g.pixels + p) * g.channels + c;
@@ -193,25 +193,25 @@ DEQ_INLINE inline void put(const NhwcSink<S>& sink, Index place, const Simd<S>& 
 }
 
 /// du = inverse (e - mean(e) - v mean(e v)), e = weight d, v = (u - mean) inverse, the means over
-/// each group, by the sums of normalize_vjp_sums. `of_residual` gets d, then `of_u`, which may be
-/// the same memory, du, and `masked` (not accumulated) du times the mask (N, C) that u was
-/// multiplied with.
+/// each group, by the sums of normalize_vjp_sums, over all samples where those share statistics;
+/// null if the statistics are constants, whose terms then are 0. `of_residual` gets d, then `of_u`,
+/// which may be the same memory, du, and `masked` (not accumulated) du times the mask (N, C) that u
+/// was multiplied with.
 template <class S>
 void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cotangent,
                    const S* sums_d, const S* sums_du, const S* mask, NhwcSink<S> of_residual,
                    NhwcSink<S> of_u, S* masked) {
   const NormGeometry& g = norm.geometry;
   const Index group = g.channels_per_statistic;
-  const S count = static_cast<S>(group * g.pixels);
+  const S count = static_cast<S>(g.count());
   for_each_pixel_piece(g, [&](Index n, Index, Index first, Index last) {
     const ChannelTable<S> table(5, g.channels);
-    const S* sum_d = sums_d + n * g.channels;
-    const S* sum_du = sums_du + n * g.channels;
+    const Index sums = g.shared ? 0 : n * g.channels;
     for (Index start = 0; start < g.channels; start += group) {
       S mean_e = 0, mean_ev = 0;
-      for (Index c = start; c < start + group; ++c) {
-        mean_e += norm.scale(c) * sum_d[c] / count;
-        mean_ev += norm.scale(c) * sum_du[c] / count;
+      for (Index c = start; sums_d && c < start + group; ++c) {
+        mean_e += norm.scale(c) * sums_d[sums + c] / count;
+        mean_ev += norm.scale(c) * sums_du[sums + c] / count;
       }
       for (Index c = start; c < start + group; ++c) {
         const Index s = g.statistic(n, c);

@@ -2,6 +2,7 @@
 // deq/backend/cpu/conv: the algorithms against each other, and how well they round
 #include <array>
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -38,6 +39,29 @@ std::vector<double> convolve(const Conv2dGeometry& g, bool transposed,
   std::vector<S> y(static_cast<std::size_t>(size));
   plan.run(x.data(), packed.data(), {}, y.data());
   return {y.begin(), y.end()};
+}
+
+/// dl/dw by one algorithm.
+template <class S>
+std::vector<double> weight_gradient(const Conv2dGeometry& g, engine::ConvAlgorithm algorithm,
+                                    const std::vector<float>& image,
+                                    const std::vector<float>& cotangent) {
+  const std::vector<S> x(image.begin(), image.end()), dy(cotangent.begin(), cotangent.end());
+  std::vector<S> dw(static_cast<std::size_t>(9 * g.in_channels * g.out_channels), S(0.5));
+  using engine::ConvAlgorithm;
+  const auto compute = [&](bool accumulate) {
+    switch (algorithm) {
+      case ConvAlgorithm::direct:
+        return engine::weight_gradient_direct(g, x.data(), dy.data(), dw.data(), accumulate);
+      case ConvAlgorithm::winograd2:
+        return engine::weight_gradient_winograd<2>(g, x.data(), dy.data(), dw.data(), accumulate);
+      case ConvAlgorithm::winograd4:
+        return engine::weight_gradient_winograd<4>(g, x.data(), dy.data(), dw.data(), accumulate);
+    }
+  };
+  compute(false);
+  compute(true);  // so what is compared is twice the gradient
+  return {dw.begin(), dw.end()};
 }
 
 double relative_error(const std::vector<double>& y, const std::vector<double>& exact) {
@@ -86,6 +110,28 @@ TEST_CASE("How well a 3x3 convolution rounds, by algorithm") {
         CHECK(relative_error(convolve<double>(g, transposed, bound.algorithm, x, w), exact) <
               single * std::ldexp(1, -28));
       }
+    }
+  }
+}
+
+TEST_CASE("How well the gradient of a 3x3 weight rounds, by algorithm") {
+  using engine::ConvAlgorithm;
+  // As above; the bounds are about a quarter above what was measured.
+  for (const auto& [g, direct, winograd2, winograd4] :
+       {std::tuple{Conv2dGeometry{1, 24, 32, 32, 40, 3, 3, 1, 1}, 3.1e-7, 3.4e-7, 1.05e-6},
+        {Conv2dGeometry{20, 9, 7, 10, 11, 3, 3, 1, 2}, 2.2e-7, 3.2e-7, 9.2e-7},
+        {Conv2dGeometry{3, 8, 9, 6, 13, 3, 3, 1, 0}, 1.2e-7, 2.1e-7, 4.4e-7}}) {
+    const auto x = random_values<float>(g.samples * g.in_pixels() * g.in_channels, 1);
+    const auto dy = random_values<float>(g.samples * g.out_pixels() * g.out_channels, 2);
+    const auto exact = weight_gradient<double>(g, ConvAlgorithm::direct, x, dy);
+    CAPTURE(g.in_channels);
+    for (const auto& [algorithm, bound] : {std::pair{ConvAlgorithm::direct, direct},
+                                           {ConvAlgorithm::winograd2, winograd2},
+                                           {ConvAlgorithm::winograd4, winograd4}}) {
+      CAPTURE(static_cast<int>(algorithm));
+      CHECK(relative_error(weight_gradient<float>(g, algorithm, x, dy), exact) < bound);
+      CHECK(relative_error(weight_gradient<double>(g, algorithm, x, dy), exact) <
+            bound * std::ldexp(1, -28));
     }
   }
 }

@@ -5,7 +5,6 @@
 
 #include <deq/backend/cpu/conv/norm.hpp>
 #include <deq/backend/cpu/conv/schedule.hpp>
-#include <deq/backend/cpu/conv/weight_gradient.hpp>
 
 namespace deq {
 

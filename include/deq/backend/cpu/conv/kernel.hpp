@@ -50,6 +50,32 @@ struct Block {
     add_product(rest, b + run * V * simd_width<S>, depth - run);
   }
 
+  /// sum_rv += sum_t a_t[r] b_tv, t < n: a column of A^T and a row of B, each at its distance from
+  /// the next one. `last` is the width of the last vector.
+  template <class Width>
+  DEQ_INLINE void add_outer(const S* a, Index a_step, const S* b, Index b_step, Index n,
+                            Width last) {
+    for (Index t = 0; t < n; ++t, a += a_step, b += b_step) {
+      Simd<S> row[V];
+      unroll<V - 1>([&](auto v) DEQ_INLINE { row[v] = load(b + v * simd_width<S>); });
+      row[V - 1] = load(b + (V - 1) * simd_width<S>, last);
+      unroll<V>([&](auto v) DEQ_INLINE { hold(row[v]); });
+      unroll<R>([&](auto r) DEQ_INLINE {
+        const Simd<S> x = broadcast(a[r]);
+        unroll<V>([&](auto v) DEQ_INLINE { sum[r][v] += x * row[v]; });
+      });
+    }
+  }
+  /// Adds the block to a matrix in memory, whose rows are `step` apart.
+  DEQ_INLINE void add_to(S* y, Index step) const {
+    unroll<R>([&](auto r) DEQ_INLINE {
+      unroll<V>([&](auto v) DEQ_INLINE {
+        S* to = y + r * step + v * simd_width<S>;
+        store(to, load(to) + sum[r][v]);
+      });
+    });
+  }
+
  private:
   DEQ_INLINE void set_run(const S* const* a, Index first, const S* b, Index n) {
     const S* row[R];

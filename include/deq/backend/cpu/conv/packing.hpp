@@ -113,4 +113,29 @@ void pack_winograd(const WeightView<S>& w, S* packed) {
   });
 }
 
+/// w (+)= G^T u G of packed sums u; the transpose of pack_winograd without transposition.
+template <int M, class S>
+void unpack_winograd(Index in, Index out, const S* packed, S* w, bool accumulate) {
+  constexpr int n = Winograd<M>::tile;
+  const Panels<S> panels(out);
+  for (Index p = 0; p < panels.count(); ++p) {
+    const Index width = panels.width_of(p) * simd_width<S>, first = panels.first_channel(p);
+    const S* const panel = packed + first * n * n * in;
+    for (Index i = 0; i < in; ++i)
+      for (Index v = 0; v < width; v += simd_width<S>) {
+        Simd<S> u[n][n], g[9];
+        unroll<n * n>([&](auto k)
+                          DEQ_INLINE { u[k / n][k % n] = load(panel + (k * in + i) * width + v); });
+        on_both_sides<3>(
+            u, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::weights_transposed(a, b); },
+            [&](auto row, auto column, const Simd<S>& value)
+                DEQ_INLINE { g[row * 3 + column] = value; });
+        for (Index l = 0; l < std::min(simd_width<S>, out - first - v); ++l) {
+          S* const to = w + ((first + v + l) * in + i) * 9;
+          for (int tap = 0; tap < 9; ++tap) to[tap] = (accumulate ? to[tap] : S(0)) + g[tap][l];
+        }
+      }
+  }
+}
+
 }  // namespace deq::detail

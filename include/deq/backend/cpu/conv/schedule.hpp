@@ -3,11 +3,23 @@
 #pragma once
 
 #include <deq/backend/cpu/conv/direct_conv.hpp>
+#include <deq/backend/cpu/conv/weight_gradient.hpp>
 #include <deq/backend/cpu/conv/winograd_conv.hpp>
 
 namespace deq::detail {
 
 enum class ConvAlgorithm { direct, winograd2, winograd4 };
+
+/// The algorithm for a convolution that writes images whose shorter side this is.
+inline ConvAlgorithm algorithm_for(const Conv2dGeometry& g, Index side) {
+  // Below eight channels the tiles' transforms cost more than they save.
+  const bool tiles = g.kernel_height == 3 && g.kernel_width == 3 && g.stride == 1 &&
+                     g.padding <= 2 && std::min(g.in_channels, g.out_channels) >= 8;
+  if (!tiles || side < 2) return ConvAlgorithm::direct;
+  // The transformed weights of large tiles are four times the weights. Where they meet few pixels,
+  // the memory cannot keep up.
+  return side > 4 ? ConvAlgorithm::winograd4 : ConvAlgorithm::winograd2;
+}
 
 /// The plan for one convolution, or for the transpose of one. It depends on extents alone, so the
 /// bits of a result depend neither on threads nor on other samples.
@@ -20,7 +32,9 @@ struct ConvPlan {
   Pieces pieces;
 
   ConvPlan(const Conv2dGeometry& g, bool transpose)
-      : ConvPlan(g, transpose, choice(g, transpose)) {}
+      : ConvPlan(g, transpose,
+                 algorithm_for(g, transpose ? std::min(g.height, g.width)
+                                            : std::min(g.out_height(), g.out_width()))) {}
   /// Winograd's algorithms take 3 x 3 kernels of stride 1 and a padding of at most 2.
   ConvPlan(const Conv2dGeometry& g, bool transpose, ConvAlgorithm a)
       : geometry(g),
@@ -65,17 +79,6 @@ struct ConvPlan {
   }
 
  private:
-  static ConvAlgorithm choice(const Conv2dGeometry& g, bool transpose) {
-    // Below eight channels the tiles' transforms cost more than they save.
-    const bool tiles = g.kernel_height == 3 && g.kernel_width == 3 && g.stride == 1 &&
-                       g.padding <= 2 && std::min(g.in_channels, g.out_channels) >= 8;
-    const Index side =
-        transpose ? std::min(g.height, g.width) : std::min(g.out_height(), g.out_width());
-    if (!tiles || side < 2) return ConvAlgorithm::direct;
-    // The transformed weights of large tiles are four times the weights. Where they meet few
-    // pixels, the memory cannot keep up.
-    return side > 4 ? ConvAlgorithm::winograd4 : ConvAlgorithm::winograd2;
-  }
   /// What pieces are counted in: tiles, or pixels of a class.
   Index units() const {
     switch (algorithm) {
@@ -95,5 +98,14 @@ struct ConvPlan {
     return std::clamp<Index>(cache / tile, winograd_group, most);
   }
 };
+
+/// dw (+)= dl/dw, summed over the samples.
+template <class S>
+void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate) {
+  if (algorithm_for(g, std::min(g.out_height(), g.out_width())) == ConvAlgorithm::winograd4)
+    weight_gradient_winograd<4>(g, x, dy, dw, accumulate);
+  else
+    weight_gradient_direct(g, x, dy, dw, accumulate);
+}
 
 }  // namespace deq::detail

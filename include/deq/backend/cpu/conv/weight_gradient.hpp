@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-// dl/dw of a convolution, channels last: for every tap the product of an input image's transpose
-// with the cotangent.
+// dl/dw of a convolution, channels last: for every tap, or for every point of Winograd's tiles, the
+// product of the input's transpose with the cotangent.
 #pragma once
 
 #include <deq/backend/cpu/conv/kernel.hpp>
 #include <deq/backend/cpu/conv/layout.hpp>
 #include <deq/backend/cpu/conv/packing.hpp>
+#include <deq/backend/cpu/conv/winograd_conv.hpp>
 
 namespace deq::detail {
 
@@ -37,32 +38,18 @@ void add_strip(const Conv2dGeometry& g, Index tap, Index first_line, Index last_
                       (columns.first * g.stride + kx - g.padding)) *
                          g.in_channels;
     const S* b = dy + (line * g.out_width() + columns.first) * g.out_channels;
-    for (Index n = columns.first; n < columns.last; ++n) {
-      Simd<S> cotangent[v];
-      unroll<v - 1>([&](auto j) DEQ_INLINE { cotangent[j] = load(b + j * simd_width<S>); });
-      cotangent[v - 1] = load(b + (v - 1) * simd_width<S>, last_width);
-      unroll<v>([&](auto j) DEQ_INLINE { hold(cotangent[j]); });
-      unroll<r>([&](auto i) DEQ_INLINE {
-        const Simd<S> pixel = broadcast(a[i]);
-        unroll<v>([&](auto j) DEQ_INLINE { block.sum[i][j] += pixel * cotangent[j]; });
-      });
-      a += g.stride * g.in_channels;
-      b += g.out_channels;
-    }
+    block.add_outer(a, g.stride * g.in_channels, b, g.out_channels, columns.last - columns.first,
+                    last_width);
   }
-  unroll<r>([&](auto i) DEQ_INLINE {
-    unroll<v>([&](auto j) DEQ_INLINE {
-      S* to = sum + i * width + j * simd_width<S>;
-      store(to, load(to) + block.sum[i][j]);
-    });
-  });
+  block.add_to(sum, width);
 }
 
-/// dw (+)= sum over the samples. The team shares blocks of channels of a size that depends on
-/// nothing else, each of which goes through the samples in order: one order of summation for any
-/// number of threads.
+/// dw (+)= sum over the samples, for any convolution. The team shares blocks of channels of a size
+/// that depends on nothing else, each of which goes through the samples in order: one order of
+/// summation for any number of threads.
 template <class S>
-void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate) {
+void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
+                            bool accumulate) {
   const Index taps = g.kernel_size();
   const Panels<S> panels(g.out_channels);
   Array<Cpu<S>> packed(packed_size<S>(g.in_channels, g.out_channels, taps));
@@ -94,6 +81,74 @@ void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bo
     });
   });
   unpack_taps(g.in_channels, g.out_channels, taps, packed.data(), dw, accumulate);
+}
+
+/// A D A^T of one tile of a cotangent image, whatever of it lies outside being zero.
+template <int M, class S>
+void transform_cotangent(const Pixels<S>& image, Index line, Index column, Index channels,
+                         const TransformedTiles<S>& to, Index tile) {
+  constexpr int n = Winograd<M>::tile;
+  const S* pixel[M * M];
+  for (int i = 0; i < M * M; ++i) pixel[i] = image.at(line + i / M, column + i % M);
+  S* const first = to.at(0, tile);
+  const Index plane = to.plane;
+  for_each_vector<S>(channels, [&](Index c, auto width) DEQ_INLINE {
+    Simd<S> d[M][M];
+    unroll<M * M>([&](auto i) DEQ_INLINE { d[i / M][i % M] = load(pixel[i] + c, width); });
+    on_both_sides<n>(
+        d, [](const auto& y, auto& m) DEQ_INLINE { Winograd<M>::output_transposed(y, m); },
+        [&](auto i, auto j, const Simd<S>& m)
+            DEQ_INLINE { store(first + c + j * plane + i * (n * plane), m); });
+  });
+}
+
+/// The same sum by Winograd's tiles, for 3 x 3 kernels of stride 1: some tiles of all samples are
+/// transformed, then every point adds up their products, in order.
+template <int M, class S>
+void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
+                              bool accumulate) {
+  constexpr int points = Winograd<M>::tile * Winograd<M>::tile;
+  const Tiles<M> tiles(g);
+  const Panels<S> panels(g.out_channels);
+  Array<Cpu<S>> packed(packed_size<S>(g.in_channels, g.out_channels, points));
+  std::fill_n(packed.data(), packed.size(), S(0));
+  const Array<Cpu<S>> zeros(std::max(g.in_channels, g.out_channels));
+  std::fill_n(zeros.data(), zeros.size(), S(0));
+
+  // So many that reading the sums again for every group of tiles costs little.
+  const Index all = g.samples * tiles.count(), together = std::min<Index>(all, 64);
+  const TransformedTiles<S> input(points, together, g.in_channels);
+  const TransformedTiles<S> cotangent(points, together, panels.vectors * simd_width<S>);
+  for (Index first = 0; first < all; first += together) {
+    const Index count = std::min(together, all - first);
+    parallel_for(count, [&](Index i) {
+      const Index n = (first + i) / tiles.count(), tile = (first + i) % tiles.count();
+      const Index line = tile / tiles.columns * M, column = tile % tiles.columns * M;
+      const Pixels<S> image(x + n * g.in_pixels() * g.in_channels, g.height, g.width, g.in_channels,
+                            zeros.data());
+      transform_input<M>(image, line - g.padding, column - g.padding, g.in_channels, input, i);
+      const Pixels<S> of_output(dy + n * g.out_pixels() * g.out_channels, g.out_height(),
+                                g.out_width(), g.out_channels, zeros.data());
+      transform_cotangent<M>(of_output, line, column, g.out_channels, cotangent, i);
+    });
+    parallel_for(points, [&](Index point) {
+      for (Index p = 0; p < panels.count(); ++p)
+        with_panel(panels.width_of(p), [&](auto v) {
+          constexpr Index width = v * simd_width<S>;
+          S* const sums = packed.data() + panels.first_channel(p) * points * g.in_channels +
+                          point * g.in_channels * width;
+          for_each_block<v>(g.in_channels, [&](auto r, Index row) {
+            Block<S, r, v> block;
+            block.clear();
+            block.add_outer(input.at(point, 0) + row, input.channels,
+                            cotangent.at(point, 0) + panels.first_channel(p), cotangent.channels,
+                            count, Whole{});
+            block.add_to(sums + row * width, width);
+          });
+        });
+    });
+  }
+  unpack_winograd<M>(g.in_channels, g.out_channels, packed.data(), dw, accumulate);
 }
 
 }  // namespace deq::detail

@@ -15,6 +15,11 @@ namespace deq::detail {
 ///
 ///     y = A^T [ (G g G^T) * (B^T d B) ] A.
 ///
+/// The gradient of the weights is the transpose of that map: from the cotangents D of the output
+/// tiles
+///
+///     dl/dg = G^T [sum (B^T d B) * (A D A^T)] G.
+///
 /// Each function is one of the matrices, applied to a column of vectors. The tests bound the error:
 /// it grows with M, in single precision to about 1e-6 of the output's size for M = 4.
 template <int M>
@@ -43,6 +48,20 @@ struct Winograd<2> {
   DEQ_INLINE static void output(const V (&m)[4], V (&y)[2]) {  // A^T
     y[0] = m[0] + m[1] + m[2];
     y[1] = m[1] - m[2] - m[3];
+  }
+  template <class V>
+  DEQ_INLINE static void output_transposed(const V (&y)[2], V (&m)[4]) {  // A
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[0] - y[1];
+    m[3] = -y[1];
+  }
+  template <class V>
+  DEQ_INLINE static void weights_transposed(const V (&u)[4], V (&g)[3]) {  // G^T
+    const V even = (u[1] + u[2]) / 2;
+    g[0] = u[0] + even;
+    g[1] = (u[1] - u[2]) / 2;
+    g[2] = even + u[3];
   }
 };
 
@@ -82,6 +101,25 @@ struct Winograd<4> {
     y[1] = difference + far_difference;
     y[2] = sum / 2 + 2 * far_sum;
     y[3] = difference / 2 + 2 * far_difference + m[5];
+  }
+  template <class V>
+  DEQ_INLINE static void output_transposed(const V (&y)[4], V (&m)[6]) {
+    const V even = y[0] + y[2] / 2, odd = a<V> * (y[1] + y[3] / 2);
+    const V far_even = y[0] + 2 * y[2], far_odd = b<V> * (y[1] + 2 * y[3]);
+    m[0] = y[0];
+    m[1] = even + odd;
+    m[2] = even - odd;
+    m[3] = far_even + far_odd;
+    m[4] = far_even - far_odd;
+    m[5] = y[3];
+  }
+  template <class V>
+  DEQ_INLINE static void weights_transposed(const V (&u)[6], V (&g)[3]) {
+    const V sum = (u[1] + u[2]) / -3, difference = a<V> * (u[1] - u[2]) / -3;
+    const V far_sum = (u[3] + u[4]) / 6, far_difference = b<V> * (u[3] - u[4]) / 6;
+    g[0] = u[0] + 2 * sum + far_sum;
+    g[1] = 2 * difference + far_difference;
+    g[2] = sum + 2 * far_sum + u[5];
   }
 
  private:

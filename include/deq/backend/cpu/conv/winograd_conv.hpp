@@ -116,9 +116,9 @@ void prefetch_output(const Conv2dGeometry& g, const S* y, Index channels, const 
         __builtin_prefetch(line + j * g.out_channels + c, 1);
 }
 
-/// Tiles multiplied and transformed back at a time, so that the products of a panel stay in the
-/// first-level cache.
-inline constexpr Index winograd_group = 12;
+/// Tiles multiplied and transformed back at a time. Their products of a panel come from the first
+/// or second-level cache; with fewer, the weights are read more often.
+inline constexpr Index winograd_group = 16;
 
 /// y = x * w, channels last, w packed by pack_winograd<M>.
 template <int M, class S>

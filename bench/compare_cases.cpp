@@ -215,6 +215,7 @@ Times times_of_f(bench::DenseTanh<float>& f, Index batch, double budget) {
   const auto z = in.batch(f.dim(), batch), fz = out.batch(f.dim(), batch);
   B::fill(z.data, z.size(), 0.1f);
   deq::Everybody<B> everybody;
+  f.begin();
   return median_times(budget, [&] { f.evaluate(everybody(batch), z, fz); });
 }
 
@@ -228,6 +229,7 @@ Result solve(Solver solver, Index dim, Index batch, double budget) {
   const auto z = memory.batch(dim, batch);
   const auto work = [&] {
     B::fill(z.data, z.size(), 0);
+    f.begin();
     solver.template solve<deq::KeepInverse::no>(f, z, ws, deq::NoObserver{});
   };
   work();
@@ -307,6 +309,7 @@ void half_converged(double budget) {
   deq::Array<B> solved, memory;
   const auto near = solved.batch(dim, batch), z = memory.batch(dim, batch);
   B::fill(near.data, near.size(), 0);
+  f.begin();
   solver.template solve<deq::KeepInverse::no>(f, near, ws, deq::NoObserver{});
   for (Index i = 0; i < near.size(); ++i) near.data[i] *= 1.0005f;
 

@@ -55,9 +55,11 @@ void run(benchmark::State& state, Map& f, Solver solver) {
   typename Solver::template Workspace<B> ws;
   deq::Array<B> start;
   const auto z = start.batch(dim, batch);
+  if constexpr (requires { f.begin(); }) f.begin();
   const double f_seconds = seconds_of_f(f, dim, batch);
   const auto once = [&] {
     B::fill(z.data, z.size(), 0);
+    if constexpr (requires { f.begin(); }) f.begin();
     solver.template solve<deq::KeepInverse::no>(f, z, ws, deq::NoObserver{});
   };
   once();

@@ -62,8 +62,10 @@ TEST_CASE_TEMPLATE("matmul and linear are sums of products", S, float, double) {
     };
     check_values(matmul(a, b), {m, n}, row_times_column);
     check_values(linear(a, w), {m, n}, row_times_row);
-    check_values(linear(a, w, bias), {m, n},
-                 [&](const Place& p) { return row_times_row(p) + at(bias, p[1]); });
+    const auto plus_bias = [&](const Place& p) { return row_times_row(p) + at(bias, p[1]); };
+    check_values(linear(a, w, bias), {m, n}, plus_bias);
+    check_values(linear(a, w.frozen()), {m, n}, row_times_row);
+    check_values(linear(a, w.frozen(), bias), {m, n}, plus_bias);
   }
 }
 
@@ -79,6 +81,12 @@ TEST_CASE("VJPs of matmul and linear") {
     gradient_check("matmul", matmul_of, a, b);
     gradient_check("linear", linear_of, a, w);
     gradient_check("linear with bias", linear_of, a, w, bias);
+    gradient_check(
+        "linear with a frozen weight",
+        [frozen = w.frozen()](const auto& x) {
+          return linear(x, std::remove_cvref_t<decltype(x)>(frozen));
+        },
+        a);
   }
 }
 
@@ -88,6 +96,7 @@ TEST_CASE_TEMPLATE("matmul and linear do not depend on threads", S, float, doubl
   check_threads("matmul", matmul_of, a, b);
   check_threads("linear", linear_of, a, w);
   check_threads("linear with bias", linear_of, a, w, bias);
+  check_threads("linear with a frozen weight", linear_of, a, w.frozen());
 }
 
 TEST_CASE_TEMPLATE("a row never depends on the numbers in other rows", S, float, double) {
@@ -98,6 +107,10 @@ TEST_CASE_TEMPLATE("a row never depends on the numbers in other rows", S, float,
     const auto layer = [&](const auto& rows) { return linear(rows, w, bias); };
     check_samples("matmul", times_b, x, Batch::same_size);
     check_samples("linear", layer, x, Batch::same_size);
+    check_samples(
+        "linear with a frozen weight",
+        [&, frozen = w.frozen()](const auto& rows) { return linear(rows, frozen, bias); }, x,
+        Batch::same_size);
   }
 }
 

@@ -96,6 +96,7 @@ class Tensor {
     t.derived_ = Derived::make();
     return t;
   }
+  bool is_frozen() const { return derived_ != nullptr; }
   /// What `make()` computes from these numbers. On a frozen handle it is computed once for every
   /// key; concurrent callers wait.
   template <class Make>

@@ -10,5 +10,6 @@
 #include <deq/backend/cpu/loss.hpp>
 #include <deq/backend/cpu/nhwc.hpp>
 #include <deq/backend/cpu/norm.hpp>
+#include <deq/backend/cpu/packed_gemm.hpp>
 #include <deq/backend/cpu/pool.hpp>
 #include <deq/backend/cpu/shape.hpp>

@@ -1,11 +1,30 @@
 // SPDX-License-Identifier: MIT
 // Products of matrices. The rows of a product are computed together, so that the last bits of a
-// sample's result may depend on how many samples there are (never on their numbers).
+// sample's result may depend on how many samples there are (never on their numbers). A frozen
+// weight is packed once.
 #pragma once
 
 #include <deq/tape/ops/broadcast.hpp>
 
 namespace deq {
+
+namespace detail {
+/// y (+)= x W^T, or y (+)= x W if `transposed`.
+template <class B>
+void multiply_by_weight(const Tensor<B>& x, const Tensor<B>& w, bool transposed,
+                        typename B::Scalar* y, bool accumulate) {
+  const Index m = x.extent(0), k = x.extent(1), n = w.extent(transposed ? 1 : 0);
+  if (!w.is_frozen())
+    return gemm(B{}, GemmGeometry{.m = m, .n = n, .k = k, .transpose_b = !transposed}, x.data(),
+                w.data(), y, accumulate);
+  const Tensor<B> packed = w.derive(transposed ? 1 : 0, [&] {
+    Tensor<B> p({gemm_packed_size(B{}, n, k)});
+    gemm_pack(B{}, n, k, !transposed, w.data(), p.data());
+    return p;
+  });
+  gemm_packed(B{}, m, n, k, x.data(), packed.data(), y, accumulate);
+}
+}  // namespace detail
 
 /// C = A B
 template <class B>
@@ -57,7 +76,7 @@ struct Linear {
     const Index n = x.extent(0), in = x.extent(1), out = w.extent(0);
     if (r.grad[0]) {
       const auto [to, accumulate] = r.grad[0].target();
-      gemm(B{}, GemmGeometry{n, in, out}, c.data(), w.data(), to, accumulate);
+      detail::multiply_by_weight(c, w, true, to, accumulate);
     }
     if (r.grad[1]) {
       const auto [to, accumulate] = r.grad[1].target();
@@ -74,15 +93,13 @@ struct Linear {
     require<ShapeError>(
         x.shape().rank() == 2 && w.shape().rank() == 2 && x.extent(1) == w.extent(1),
         "linear: needs x (N, in) and W (out, in), got ", x.shape(), " and ", w.shape());
-    const Index n = x.extent(0), in = x.extent(1), out = w.extent(0);
-    const Shape shape{n, out};
+    const Shape shape{x.extent(0), w.extent(0)};
     Tensor<B> y(shape);
     if (b)
       broadcast_sum(
           B{}, LoopNest<2>(shape, {shape, b.shape()}), [](S v) { return v; }, y.data(), false,
           b.data());
-    gemm(B{}, GemmGeometry{.m = n, .n = out, .k = in, .transpose_b = true}, x.data(), w.data(),
-         y.data(), static_cast<bool>(b));
+    detail::multiply_by_weight(x, w, false, y.data(), static_cast<bool>(b));
     return y;
   }
 };

@@ -19,7 +19,7 @@ struct Panels {
       : vectors(simd_count<S>(channels)),
         width(vectors % 2 == 1 && vectors % 3 == 0
                   ? 3
-                  : static_cast<int>(std::min<Index>(vectors, 2))) {}
+                  : static_cast<int>(std::clamp<Index>(vectors, 1, 2))) {}
 
   Index count() const { return (vectors + width - 1) / width; }
   int width_of(Index panel) const {

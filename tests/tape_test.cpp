@@ -227,6 +227,44 @@ TEST_CASE("clear forgets everything that was recorded") {
   CHECK(gradients(tape, scale(v, 2), Tensor({2}, 1), v)[0].to_host() == std::vector<double>{2, 2});
 }
 
+/// The identity, whose VJP notes whether anybody else still holds a tensor.
+struct Watch {
+  static constexpr bool saves_inputs = false, saves_output = false;
+  const Tensor* watched;
+  bool* alone;
+
+  Tensor forward(const Tensor& x) const { return x; }
+  void vjp(const deq::Reverse<B>& r) const {
+    *alone = watched->unique();
+    r.grad[0].add(r.cotangent);
+  }
+};
+
+TEST_CASE("the last VJP is a VJP, forgets every operation as it goes, and leaves the tape clear") {
+  Tape tape;
+  const Tensor x = random_tensor({5}, 1), one({5}, 1);
+  Tensor of_sin;
+  bool alone = false;
+  const auto both = [&] {
+    const Var leaf = tape.input(x), y = sin(record(Watch{&of_sin, &alone}, leaf));
+    of_sin = y.value();
+    return std::array{leaf, sin(y)};  // saves what of_sin holds
+  };
+  const Tensor expected(x.shape()), gradient(x.shape());
+  {
+    const auto [leaf, y] = both();
+    tape.vjp(y, one, std::span(&leaf, 1), std::span(&expected, 1));
+    CHECK_FALSE(alone);
+    CHECK(tape.size() == 4);
+  }
+  tape.clear();
+  const auto [leaf, y] = both();
+  tape.vjp_and_clear(y, one, std::span(&leaf, 1), std::span(&gradient, 1));
+  CHECK(alone);
+  CHECK(tape.size() == 0);
+  CHECK(same_bits(gradient, expected));
+}
+
 TEST_CASE("a shared subexpression: one VJP, however many uses") {
   const Tensor a({3}, {1, 2, 3}), b({3}, {-1, 0, 2}), c({3}, {1, -1, 2});
   Tape tape;

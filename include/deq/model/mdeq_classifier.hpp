@@ -103,12 +103,11 @@ class MdeqClassifier {
 
     std::vector<Tensor<B>> gradients;
     for (const Parameter<B>& p : model_.parameters()) gradients.push_back(p.grad);
-    tape_.vjp(loss, Tensor<B>({}, S(1)), all_, gradients);
+    tape_.vjp_and_clear(loss, Tensor<B>({}, S(1)), all_, gradients);
     logits_ = l.value();
     PassReport report = judged(logits_, loss.value().item(), labels);
     report.solve = solution_.report;
     report.adjoint = solution_.adjoint_report;
-    tape_.clear();
     return report;
   }
 

@@ -213,6 +213,28 @@ class Tape {
   /// needs. Cost: about one to two evaluations of what lies between wrt and output.
   void vjp(const Var<B>& output, const Tensor<B>& cotangent, std::span<const Var<B>> wrt,
            std::span<const Tensor<B>> gradients, bool accumulate = false) {
+    reverse(output, cotangent, wrt, gradients, accumulate, false);
+  }
+  /// The same for the last time: every operation is forgotten as soon as its own VJP is done, so
+  /// that what it had saved makes room for the cotangents; in the end the tape is clear.
+  void vjp_and_clear(const Var<B>& output, const Tensor<B>& cotangent, std::span<const Var<B>> wrt,
+                     std::span<const Tensor<B>> gradients, bool accumulate = false) {
+    reverse(output, cotangent, wrt, gradients, accumulate, true);
+    clear();
+  }
+
+  /// Appends y = op(xs...), already computed. For `record`, below.
+  template <class Op>
+  Var<B> append(Op op, Tensor<B> y, std::span<const Var<B>> xs) {
+    using Entry = RecordOf<Op>;
+    void* place = HostPool::instance().acquire(sizeof(Entry));
+    nodes_.push_back({y.shape(), RecordPtr(new (place) Entry(std::move(op), y, xs))});
+    return {std::move(y), this, size() - 1};
+  }
+
+ private:
+  void reverse(const Var<B>& output, const Tensor<B>& cotangent, std::span<const Var<B>> wrt,
+               std::span<const Tensor<B>> gradients, bool accumulate, bool forget) {
     require(wrt.size() == gradients.size(), "Tape::vjp: ", wrt.size(), " variables but ",
             gradients.size(), " gradients");
     require<ShapeError>(cotangent.shape() == output.shape(), "Tape::vjp: the cotangent has shape ",
@@ -228,8 +250,10 @@ class Tape {
           if (input >= 0 && needed_[static_cast<std::size_t>(input)]) needed_[id] = 1;
       const auto last = static_cast<std::size_t>(output.id());
       if (needed_[last]) Sink<B>(&slots_[last], &nodes_[last].shape).add(cotangent);
-      for (std::size_t id = last + 1; id-- > 0;)
-        if (needed_[id] && slots_[id].written && nodes_[id].record) sweep(id);
+      for (std::size_t id = n; id-- > 0;) {
+        if (id <= last && needed_[id] && slots_[id].written && nodes_[id].record) sweep(id);
+        if (forget) nodes_[id].record = nullptr;
+      }
     }
     for (const Var<B>& x : wrt) {
       const detail::Slot<B>& slot = slots_[static_cast<std::size_t>(x.id())];
@@ -238,16 +262,6 @@ class Tape {
     slots_.clear();
   }
 
-  /// Appends y = op(xs...), already computed. For `record`, below.
-  template <class Op>
-  Var<B> append(Op op, Tensor<B> y, std::span<const Var<B>> xs) {
-    using Entry = RecordOf<Op>;
-    void* place = HostPool::instance().acquire(sizeof(Entry));
-    nodes_.push_back({y.shape(), RecordPtr(new (place) Entry(std::move(op), y, xs))});
-    return {std::move(y), this, size() - 1};
-  }
-
- private:
   struct Record {
     virtual ~Record() = default;
     virtual void vjp(const Tensor<B>& cotangent, std::span<const Sink<B>> grad) const = 0;

@@ -40,7 +40,8 @@ deq::Broyden<Storage> broyden(int iterations) {
 
 /// What f is given in evaluation: the injection, and its parameters.
 struct MdeqArguments {
-  std::vector<Tensor> x, theta;
+  std::vector<Tensor> x;
+  deq::PoolVector<Tensor> theta;
 
   auto inputs() const { return deq::inputs(std::span<const Tensor>(x)); }
   auto params() const { return deq::params(std::span<const Tensor>(theta)); }
@@ -74,7 +75,7 @@ struct MdeqWork {
   }
 
   MdeqArguments arguments() {
-    const std::vector<Tensor> all = model.values();
+    const auto all = model.values();
     const std::span<const Tensor> values(all);
     return {{model.stem(images, values, deq::BatchNormMode::evaluate)},
             model.layer_parameters(values)};

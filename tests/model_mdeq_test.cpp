@@ -232,8 +232,8 @@ TEST_CASE_TEMPLATE("any configuration: f is that of MDEQ-SPEC.md, and everything
   for (const MdeqConfig& c : {one_branch(), three_branches()}) {
     CAPTURE(c.branches());
     Setup<S> s(c);
-    const std::vector<T> all = s.model.values();
-    const std::vector<T> theta = s.model.layer_parameters(std::span<const T>(all));
+    const auto all = s.model.values();
+    const auto theta = s.model.layer_parameters(std::span<const T>(all));
     const T z = random_tensor<S>({4, c.state_size()}, 2);
     for (Index injections = 0; injections <= c.branches(); ++injections)
       for (const bool dropout : {false, true}) {
@@ -446,7 +446,7 @@ void check_slopes(const MdeqConfig& c, Policy policy, bool dropout) {
     return classifier.train(s.images, s.labels, dropout ? s.masks : std::vector<T>()).loss;
   };
   loss();
-  const std::vector<T> values = s.model.values();
+  const auto values = s.model.values();
   const auto gradients = s.gradients();
   for (const std::uint64_t direction : {1, 2, 3, 4}) {
     CAPTURE(direction);
@@ -503,7 +503,7 @@ TEST_CASE("methods that are equal by definition give equal gradients") {
 TEST_CASE("the head sees f(z) in training, z in evaluation, f(f(... 0)) before the equilibrium") {
   using T = TensorOf<double>;
   Setup<double> s(three_branches());
-  const std::vector<T> all = s.model.values();
+  const auto all = s.model.values();
   const std::span<const T> values(all);
   const std::vector<T> x{s.model.stem(s.images, values, BatchNormMode::evaluate)};
   const T zero({4, s.model.config().state_size()}, 0.0);

@@ -60,7 +60,7 @@ struct Problem {
 
   /// x_0, then the masks, and theta: what f is called with.
   void bind_layer() {
-    const std::vector<deq::Tensor<B>> all = model.values();
+    const auto all = model.values();
     x = {model.stem(image, std::span(all), mode)};
     x.insert(x.end(), masks.begin(), masks.end());
     theta = model.layer_parameters(std::span<const deq::Tensor<B>>(all));
@@ -73,7 +73,8 @@ struct Problem {
   Stored inputs, weights;
   deq::Tensor<B> image, z, cotangent, probe;
   std::vector<Index> labels;
-  std::vector<deq::Tensor<B>> masks, x, theta;
+  std::vector<deq::Tensor<B>> masks, x;
+  deq::PoolVector<deq::Tensor<B>> theta;
 };
 
 /// f on the whole batch as a fixed-point map.

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <concepts>
-#include <vector>
 
 #include <deq/backend/array.hpp>
 #include <deq/core/map.hpp>
@@ -28,7 +27,7 @@ struct AdjointSample {
 
 /// What a backward pass reports: one entry a sample.
 struct AdjointReport {
-  std::vector<AdjointSample> samples;
+  PoolVector<AdjointSample> samples;
 
   Index fallbacks() const {
     return std::count_if(samples.begin(), samples.end(),

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include <deq/core/host_pool.hpp>
 #include <deq/core/types.hpp>
 
 namespace deq {
@@ -50,7 +51,7 @@ struct SampleReport {
 
 /// The outcome of a solve: one entry a sample, and the trace if Stopping::trace asked for it.
 struct SolveReport {
-  std::vector<SampleReport> samples;
+  PoolVector<SampleReport> samples;
   /// Residuals of sample s after its steps (Gmres: after its cycles) at [s]; empty without
   /// Stopping::trace.
   std::vector<std::vector<double>> relative_trace;

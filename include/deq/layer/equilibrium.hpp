@@ -113,9 +113,9 @@ struct Schedule {
 /// The gradients of a loss through an equilibrium.
 template <Backend B>
 struct EquilibriumGradients {
-  std::vector<Tensor<B>> inputs;  ///< dl/dx_i, of the shape of x_i
-  std::vector<Tensor<B>> params;  ///< dl/dtheta_i, of the shape of theta_i
-  Tensor<B> adjoint;              ///< w, of the shape of z
+  PoolVector<Tensor<B>> inputs;  ///< dl/dx_i, of the shape of x_i
+  PoolVector<Tensor<B>> params;  ///< dl/dtheta_i, of the shape of theta_i
+  Tensor<B> adjoint;             ///< w, of the shape of z
   AdjointReport report;
 };
 
@@ -211,7 +211,7 @@ class Equilibrium {
         "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
     begin(z0, x, theta, solution);
     auto& pool = workspaces<B, NX, NP>();
-    std::vector<SampleReport>& samples = solution.report.samples;
+    PoolVector<SampleReport>& samples = solution.report.samples;
     parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
       typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
       auto& ws = *loan;

@@ -29,7 +29,7 @@ struct EquilibriumOperation {
   void vjp(const Reverse<B>& r) const {
     EquilibriumGradients<B> g;
     for (std::size_t i = 0; i < r.grad.size(); ++i) {
-      std::vector<Tensor<B>>& list = i < inputs ? g.inputs : g.params;
+      PoolVector<Tensor<B>>& list = i < inputs ? g.inputs : g.params;
       list.push_back(r.grad[i] ? Tensor<B>(r.grad[i].shape()) : Tensor<B>());
     }
     layer->gradient(*solution, r.cotangent, g);
@@ -48,14 +48,14 @@ struct EquilibriumOperation {
 template <class Layer, Backend B, std::size_t NX, std::size_t NP, class Solution>
 Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<Var<B>, NX>& x,
                           const Params<Var<B>, NP>& theta, Output output, Solution& solution) {
-  std::vector<Tensor<B>> values;
+  PoolVector<Tensor<B>> values;
   for (const Var<B>& v : x.list) values.push_back(v.value());
   for (const Var<B>& v : theta.list) values.push_back(v.value());
   const std::span<const Tensor<B>> all(values);
   const std::size_t split = x.list.size();
   layer.solve(z0, detail::from_span<Inputs<Tensor<B>, NX>>(all.first(split)),
               detail::from_span<Params<Tensor<B>, NP>>(all.subspan(split)), solution);
-  std::vector<Var<B>> arguments(x.list.begin(), x.list.end());
+  PoolVector<Var<B>> arguments(x.list.begin(), x.list.end());
   arguments.insert(arguments.end(), theta.list.begin(), theta.list.end());
   detail::EquilibriumOperation<Layer, Solution, B> operation{
       &layer, &solution, split, output == Output::state ? solution.z : layer.apply(solution)};

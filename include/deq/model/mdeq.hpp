@@ -39,8 +39,8 @@ class Mdeq {
   std::vector<BatchNormState<B>>& batch_norms() { return norms_; }
 
   /// The values of all parameters, in order: what stem, layer_parameters and head read.
-  std::vector<Tensor<B>> values() const {
-    std::vector<Tensor<B>> list;
+  PoolVector<Tensor<B>> values() const {
+    PoolVector<Tensor<B>> list;
     for (const Parameter<B>& p : parameters_) list.push_back(p.value);
     return list;
   }
@@ -67,8 +67,8 @@ class Mdeq {
 
   /// What f is given: its parameters with the weight norm w = g v / ||v|| carried out, once a pass.
   template <TensorLike V>
-  std::vector<V> layer_parameters(std::span<const V> all) const {
-    std::vector<V> effective;
+  PoolVector<V> layer_parameters(std::span<const V> all) const {
+    PoolVector<V> effective;
     for (std::size_t i = layout_.stem_end; i < layout_.layer_end; ++i) {
       if (layout_.parameters[i].initial == Initial::norm_of_v) {
         effective.push_back(weight_norm(all[i + 1], all[i]));
@@ -88,7 +88,7 @@ class Mdeq {
   V head(const V& z, std::span<const V> all, BatchNormMode mode) {
     detail::Cursor<V> p(all.subspan(layout_.layer_end));
     Norms norms{norms_.data() + (config_.has_stage0() ? 3 : 2), mode};
-    std::vector<V> widened;
+    PoolVector<V> widened;
     Index first = 0;
     for (Index i = 0; i < config_.branches(); ++i) {
       const Index side = config_.resolution(i);

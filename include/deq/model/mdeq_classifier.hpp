@@ -48,10 +48,10 @@ class MdeqClassifier {
 
   /// Logits (N, classes) of images (N, 3, R, R), in evaluation.
   Tensor<B> logits(const Tensor<B>& images) {
-    const std::vector<Tensor<B>> all = model_.values();
+    const PoolVector<Tensor<B>> all = model_.values();
     const std::span<const Tensor<B>> values(all);
     const Tensor<B> x = model_.stem(images, values, BatchNormMode::evaluate);
-    const std::vector<Tensor<B>> theta = model_.layer_parameters(values);
+    const PoolVector<Tensor<B>> theta = model_.layer_parameters(values);
     plain_layer_.solve(start(images.extent(0)), inputs(std::span<const Tensor<B>>(&x, 1)),
                        params(std::span<const Tensor<B>>(theta)), solution_);
     return model_.head(solution_.z, values, BatchNormMode::evaluate);
@@ -91,9 +91,9 @@ class MdeqClassifier {
     all_.clear();
     for (const Parameter<B>& p : model_.parameters()) all_.push_back(tape_.input(p.value));
     const std::span<const Var<B>> all(all_);
-    std::vector<Var<B>> x{model_.stem(Var<B>(images), all, norm_mode)};
+    PoolVector<Var<B>> x{model_.stem(Var<B>(images), all, norm_mode)};
     x.insert(x.end(), masks.begin(), masks.end());
-    const std::vector<Var<B>> theta = model_.layer_parameters(all);
+    const PoolVector<Var<B>> theta = model_.layer_parameters(all);
     const Var<B> h =
         record_equilibrium(layer, start(images.extent(0)), inputs(std::span<const Var<B>>(x)),
                            params(std::span<const Var<B>>(theta)),
@@ -101,7 +101,7 @@ class MdeqClassifier {
     const Var<B> l = model_.head(h, all, norm_mode);
     const Var<B> loss = softmax_cross_entropy(l, labels);
 
-    std::vector<Tensor<B>> gradients;
+    PoolVector<Tensor<B>> gradients;
     for (const Parameter<B>& p : model_.parameters()) gradients.push_back(p.grad);
     tape_.vjp_and_clear(loss, Tensor<B>({}, S(1)), all_, gradients);
     logits_ = l.value();
@@ -114,7 +114,8 @@ class MdeqClassifier {
   static PassReport judged(const Tensor<B>& logits, S loss, std::span<const Index> labels) {
     PassReport report;
     report.loss = static_cast<double>(loss);
-    const std::vector<S> host = logits.to_host();
+    PoolVector<S> host(static_cast<std::size_t>(logits.size()));
+    B::download_bytes(host.data(), logits.data(), host.size() * sizeof(S));
     const auto classes = static_cast<std::size_t>(logits.extent(1));
     for (std::size_t n = 0; n < labels.size(); ++n) {
       const auto row = host.begin() + static_cast<std::ptrdiff_t>(n * classes);
@@ -128,7 +129,7 @@ class MdeqClassifier {
   Layer train_layer_, plain_layer_;
   Solution solution_;
   Tape<B> tape_;
-  std::vector<Var<B>> all_;
+  PoolVector<Var<B>> all_;
   Tensor<B> logits_;
 };
 

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <span>
-#include <vector>
 
+#include <deq/core/host_pool.hpp>
 #include <deq/model/mdeq_config.hpp>
 #include <deq/tape/ops.hpp>
 
@@ -53,7 +53,7 @@ struct MdeqFunction {
     const std::span<const V> injections = x.first(x.size() - masks), drops = x.last(masks);
     detail::Cursor<V> p(theta);
 
-    std::vector<V> b;
+    PoolVector<V> b;
     Index first = 0;
     for (Index i = 0; i < config.branches(); ++i) {
       const auto u = static_cast<std::size_t>(i);
@@ -66,7 +66,7 @@ struct MdeqFunction {
                         dropout ? &drops[u] : nullptr, p));
       first += config.branch_size(i);
     }
-    std::vector<V> s, out;
+    PoolVector<V> s, out;
     for (Index i = 0; i < config.branches(); ++i) s.push_back(fuse(i, b, p));
     for (const V& si : s)
       out.push_back(nhwc::conv_norm(si, p.next(), {.groups = config.groups / 2}));
@@ -96,7 +96,7 @@ struct MdeqFunction {
 
   /// relu(s_i), s_i the sum over all branches j of what they send to branch i.
   template <class V>
-  V fuse(Index i, const std::vector<V>& b, detail::Cursor<V>& p) const {
+  V fuse(Index i, const PoolVector<V>& b, detail::Cursor<V>& p) const {
     const Index last = config.branches() - 1;
     V sum = b[static_cast<std::size_t>(i)];
     if (last == 0) return relu(sum);

@@ -122,8 +122,8 @@ void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, 
   for (Index first = 0; first < all; first += together) {
     const Index count = std::min(together, all - first);
     parallel_for(count, [&](Index i) {
-      const Index n = (first + i) / tiles.count(), tile = (first + i) % tiles.count();
-      const Index line = tile / tiles.columns * M, column = tile % tiles.columns * M;
+      const auto [n, line, column] =
+          tiles.at((first + i) / tiles.count(), (first + i) % tiles.count());
       const Pixels<S> image(x + n * g.in_pixels() * g.in_channels, g.height, g.width, g.in_channels,
                             zeros.data());
       transform_input<M>(image, line - g.padding, column - g.padding, g.in_channels, input, i);

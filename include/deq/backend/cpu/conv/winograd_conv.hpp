@@ -9,6 +9,10 @@
 
 namespace deq::detail {
 
+/// A tile: its sample and its first output pixel.
+struct Tile {
+  Index sample, line, column;
+};
 /// The tiles of an image, line by line; those at the end may reach beyond it.
 template <int M>
 struct Tiles {
@@ -16,10 +20,9 @@ struct Tiles {
   explicit Tiles(const Conv2dGeometry& g)
       : lines((g.out_height() + M - 1) / M), columns((g.out_width() + M - 1) / M) {}
   Index count() const { return lines * columns; }
-};
-/// One of them: its sample and its first output pixel.
-struct Tile {
-  Index sample, line, column;
+  Tile at(Index sample, Index tile) const {
+    return {sample, tile / columns * M, tile % columns * M};
+  }
 };
 
 /// (points, tiles, channels), a cache line apart beyond that: planes at a distance of a power of
@@ -135,11 +138,8 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
     const Index count = (piece.last_sample - piece.first_sample) * per_sample;
     Array<Cpu<S>, Tile> places(count);
     Tile* const place = places.data();
-    for (Index i = 0; i < count; ++i) {
-      const Index tile = piece.first + i % per_sample;
-      place[i] = {piece.first_sample + i / per_sample, tile / tiles.columns * M,
-                  tile % tiles.columns * M};
-    }
+    for (Index i = 0; i < count; ++i)
+      place[i] = tiles.at(piece.first_sample + i / per_sample, piece.first + i % per_sample);
 
     const TransformedTiles<S> input(points, count, g.in_channels);
     for (Index i = 0; i < count; ++i) {

@@ -68,13 +68,15 @@ void check_single(const fs::path& directory, const std::string& name, Comparison
   const auto stored = open(directory, name + ".float32"), grads = open(directory, name + ".grads");
   if (!stored) return;
   out.section(name + ": single precision");
-  Problem<float> p(directory, name.substr(0, name.find('.')), false, deq::BatchNormMode::train);
+  const std::string network = name.substr(0, name.find('.'));
+  Problem<float> p(directory, network, false, deq::BatchNormMode::train);
+  Problem<double> in_double(directory, network, false, deq::BatchNormMode::train);
   p.bind_layer();
   reference::check_layer(p, *stored, out);
   using deq::WhenFull;
   reference::check_solve(p, *stored, out, "inf", 18, WhenFull::discard_oldest);
   reference::check_solve(p, *stored, out, "m5", 5, WhenFull::discard_oldest);
-  reference::check_gradients(p, *stored, grads ? &*grads : nullptr, out);
+  reference::check_gradients(p, *stored, grads ? &*grads : nullptr, out, &in_double);
 }
 
 int compare(const fs::path& directory) {

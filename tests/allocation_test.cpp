@@ -21,16 +21,18 @@ void* request(std::size_t bytes, std::size_t alignment) {
     return p;
   throw std::bad_alloc();
 }
+// Not inline: g++ would see free() meet `new`, and warn.
+[[gnu::noinline]] void give_back(void* p) { std::free(p); }
 }  // namespace
 
 void* operator new(std::size_t bytes) { return request(bytes, alignof(std::max_align_t)); }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
   return request(bytes, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p) noexcept { give_back(p); }
+void operator delete(void* p, std::size_t) noexcept { give_back(p); }
+void operator delete(void* p, std::align_val_t) noexcept { give_back(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { give_back(p); }
 
 using namespace deq_test;
 

@@ -46,9 +46,11 @@ class MdeqClassifier {
   Layer& layer() { return train_layer_; }
   Layer& evaluation_layer() { return plain_layer_; }
 
-  /// Logits (N, classes) of images (N, 3, R, R), in evaluation.
+  /// Logits (N, classes) of images (N, 3, R, R), in evaluation. The bits of an image's do not
+  /// depend on the other images.
   Tensor<B> logits(const Tensor<B>& images) {
-    const PoolVector<Tensor<B>> all = model_.values();
+    PoolVector<Tensor<B>> all = model_.values();
+    for (Tensor<B>& value : all) value = value.frozen();
     const std::span<const Tensor<B>> values(all);
     const Tensor<B> x = model_.stem(images, values, BatchNormMode::evaluate);
     const PoolVector<Tensor<B>> theta = model_.layer_parameters(values);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <deq/backend/cpu/broadcast.hpp>
+#include <deq/backend/cpu/compiled_kernels.hpp>
 #include <deq/backend/cpu/conv.hpp>
 #include <deq/backend/cpu/elementwise.hpp>
 #include <deq/backend/cpu/gemm.hpp>

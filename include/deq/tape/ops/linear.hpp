@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Products of matrices. The rows of a product are computed together, so that the last bits of a
 // sample's result may depend on how many samples there are (never on their numbers). A frozen
-// weight is packed once.
+// weight is packed once; then they do not.
 #pragma once
 
 #include <deq/tape/ops/broadcast.hpp>

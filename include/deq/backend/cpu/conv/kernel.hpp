@@ -82,6 +82,9 @@ struct Block {
     unroll<R>([&](auto r) DEQ_INLINE { row[r] = a[r] + first; });
     clear();
     for (Index k = 0; k < n; ++k, b += V * simd_width<S>) {
+      // For some processors g++ makes no fused multiply-adds of a single chain of them, unless it
+      // cannot see the chain. The bits of a row must not depend on how many rows there are.
+      if constexpr (R * V == 1) hold(sum[0][0]);
       Simd<S> weights[V];
       unroll<V>([&](auto v) DEQ_INLINE {
         weights[v] = load(b + v * simd_width<S>);

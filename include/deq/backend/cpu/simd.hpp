@@ -64,15 +64,24 @@ template <class S>
 DEQ_INLINE inline void store(S* to, const Simd<S>& v, Whole) {
   store(to, v);
 }
+// Shuffles, since a vector put together in memory would wait for the stores.
 template <class S>
 DEQ_INLINE inline Simd<S> load(const S* from, Half) {
-  Simd<S> v{};
-  std::memcpy(&v, from, sizeof v / 2);
-  return v;
+  typedef S HalfSimd __attribute__((vector_size(simd_bytes / 2)));
+  HalfSimd v;
+  std::memcpy(&v, from, sizeof v);
+  return [&]<int... I>(std::integer_sequence<int, I...>) DEQ_INLINE {
+    return __builtin_shufflevector(v, HalfSimd{}, I...);
+  }
+  (std::make_integer_sequence<int, simd_width<S>>{});
 }
 template <class S>
 DEQ_INLINE inline void store(S* to, const Simd<S>& v, Half) {
-  std::memcpy(to, &v, sizeof v / 2);
+  const auto half = [&]<int... I>(std::integer_sequence<int, I...>) DEQ_INLINE {
+    return __builtin_shufflevector(v, v, I...);
+  }
+  (std::make_integer_sequence<int, simd_width<S> / 2>{});
+  std::memcpy(to, &half, sizeof half);
 }
 template <class S>
 [[gnu::noinline]] Simd<S> load(const S* from, First few) {

@@ -90,7 +90,7 @@ struct Epilogue : NhwcConvParts<S> {
 
 /// Writes one panel of channels of one part, a sample after the other. What is known of the
 /// epilogue at compile time keeps branches out of the stores:
-///   fused     there is a bias, a mask or an addend, or a vector reaches beyond the last channel
+///   fused     there is a bias, a mask or an addend, or a vector that is neither whole nor half
 ///   moments   are taken
 template <class S, bool fused, bool moments>
 class PanelWriter {
@@ -127,25 +127,31 @@ class PanelWriter {
   template <class Produce>
   DEQ_INLINE void write(int v, Produce&& produce) {
     const Index channel = first_ + v * simd_width<S>, width = channels_ - channel;
+    const auto all = [&](auto whole_or_part)
+                         DEQ_INLINE { write(v, channel, whole_or_part, produce); };
+    if constexpr (fused)
+      with_width<S>(width, all);
+    else
+      width >= simd_width<S> ? all(Whole{}) : all(Half{});
+  }
+
+ private:
+  template <class Width, class Produce>
+  DEQ_INLINE void write(int v, Index channel, Width width, Produce&& produce) {
     const Index offset = sample_ * sample_size_ + channel;
     S* const y = y_ + offset;
+    const S* const addend = fused && epilogue_.addend ? epilogue_.addend + offset : nullptr;
     const Index step = channels_;
     MomentRun<S> run = runs_[v];
-    if constexpr (fused) {
-      const S* const addend = epilogue_.addend ? epilogue_.addend + offset : nullptr;
-      const Simd<S> mask = mask_[v], bias = bias_[v];
-      produce([&](Index pixel, Simd<S> value) DEQ_INLINE {
+    const Simd<S> mask = mask_[v], bias = bias_[v];
+    produce([&](Index pixel, Simd<S> value) DEQ_INLINE {
+      if constexpr (fused) {
         value = (value + bias) * mask;
         if (addend) value += load(addend + pixel * step, width);
-        store(y + pixel * step, value, width);
-        if constexpr (moments) run.add(value);
-      });
-    } else {
-      produce([&](Index pixel, const Simd<S>& value) DEQ_INLINE {
-        store(y + pixel * step, value);
-        if constexpr (moments) run.add(value);
-      });
-    }
+      }
+      store(y + pixel * step, value, width);
+      if constexpr (moments) run.add(value);
+    });
     if constexpr (moments) {
       if (run.is_long()) {
         sums_[v].add(run);
@@ -155,7 +161,6 @@ class PanelWriter {
     }
   }
 
- private:
   void finish() {
     if (!moments || sample_ < 0 || !epilogue_.moments) return;
     for (int v = 0; v < max_panel && first_ + v * simd_width<S> < channels_; ++v) {
@@ -175,7 +180,7 @@ class PanelWriter {
 
 template <class S>
 bool is_fused(const Epilogue<S>& epilogue, Index channels) {
-  return epilogue.bias || epilogue.mask || epilogue.addend || channels % simd_width<S> != 0;
+  return epilogue.bias || epilogue.mask || epilogue.addend || channels % (simd_width<S> / 2) != 0;
 }
 
 /// body(fused, moments) with the constants that PanelWriter wants for this epilogue.

@@ -102,13 +102,13 @@ template <int M, class S>
 void pack_winograd(const WeightView<S>& w, S* packed) {
   constexpr int n = Winograd<M>::tile;
   for_each_packed(w, n * n, packed, [&](Index channel, Index i, auto place) {
-    Simd<S> g[3][3];
-    unroll<9>([&](auto t) DEQ_INLINE {
-      g[t / 3][t % 3] = w.vector(channel, i, w.transposed ? 8 - t : Index{t});
-    });
-    on_both_sides<n>(
-        g, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::weights(a, b); },
-        [&](auto row, auto column, const Simd<S>& u)
+    on_both_sides<n, 3>(
+        [&](Index row, Index column) DEQ_INLINE {
+          const Index tap = row * 3 + column;
+          return w.vector(channel, i, w.transposed ? 8 - tap : tap);
+        },
+        [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::weights(a, b); },
+        [&](Index row, Index column, const Simd<S>& u)
             DEQ_INLINE { store(place(row * n + column), u); });
   });
 }
@@ -123,12 +123,12 @@ void unpack_winograd(Index in, Index out, const S* packed, S* w, bool accumulate
     const S* const panel = packed + first * n * n * in;
     for (Index i = 0; i < in; ++i)
       for (Index v = 0; v < width; v += simd_width<S>) {
-        Simd<S> u[n][n], g[9];
-        unroll<n * n>([&](auto k)
-                          DEQ_INLINE { u[k / n][k % n] = load(panel + (k * in + i) * width + v); });
-        on_both_sides<3>(
-            u, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::weights_transposed(a, b); },
-            [&](auto row, auto column, const Simd<S>& value)
+        Simd<S> g[9];
+        on_both_sides<3, n>(
+            [&](Index row, Index column)
+                DEQ_INLINE { return load(panel + ((row * n + column) * in + i) * width + v); },
+            [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::weights_transposed(a, b); },
+            [&](Index row, Index column, const Simd<S>& value)
                 DEQ_INLINE { g[row * 3 + column] = value; });
         for (Index l = 0; l < std::min(simd_width<S>, out - first - v); ++l) {
           S* const to = w + ((first + v + l) * in + i) * 9;

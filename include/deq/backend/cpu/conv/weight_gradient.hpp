@@ -93,12 +93,11 @@ void transform_cotangent(const Pixels<S>& image, Index line, Index column, Index
   S* const first = to.at(0, tile);
   const Index plane = to.plane;
   for_each_vector<S>(channels, [&](Index c, auto width) DEQ_INLINE {
-    Simd<S> d[M][M];
-    unroll<M * M>([&](auto i) DEQ_INLINE { d[i / M][i % M] = load(pixel[i] + c, width); });
-    on_both_sides<n>(
-        d, [](const auto& y, auto& m) DEQ_INLINE { Winograd<M>::output_transposed(y, m); },
-        [&](auto i, auto j, const Simd<S>& m)
-            DEQ_INLINE { store(first + c + j * plane + i * (n * plane), m); });
+    on_both_sides<n, M>([&](int i, int j) DEQ_INLINE { return load(pixel[i * M + j] + c, width); },
+                        [](const auto& y, auto& m)
+                            DEQ_INLINE { Winograd<M>::output_transposed(y, m); },
+                        [&](int i, int j, const Simd<S>& m)
+                            DEQ_INLINE { store(first + c + (i * n + j) * plane, m); });
   });
 }
 
@@ -140,9 +139,9 @@ void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, 
           for_each_block<v>(g.in_channels, [&](auto r, Index row) {
             Block<S, r, v> block;
             block.clear();
-            block.add_outer(input.at(point, 0) + row, input.channels,
-                            cotangent.at(point, 0) + panels.first_channel(p), cotangent.channels,
-                            count, Whole{});
+            block.add_outer(input.at(point, 0) + row, input.step,
+                            cotangent.at(point, 0) + panels.first_channel(p), cotangent.step, count,
+                            Whole{});
             block.add_to(sums + row * width, width);
           });
         });

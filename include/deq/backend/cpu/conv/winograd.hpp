@@ -134,17 +134,23 @@ struct Winograd<4> {
 };
 
 /// put(i, j, (T d T^T)_ij) for all i and j, T being given as a function on columns of N numbers
-/// with M results.
-template <int M, int N, class V, class Transform, class Put>
-DEQ_INLINE inline void on_both_sides(const V (&d)[N][N], Transform transform, Put put) {
-  V half[N][M];
-  unroll<N>([&](auto i) DEQ_INLINE { transform(d[i], half[i]); });
-  unroll<M>([&](auto j) DEQ_INLINE {
-    V column[N], result[M];
-    unroll<N>([&](auto i) DEQ_INLINE { column[i] = half[i][j]; });
-    transform(column, result);
+/// with M results, and d as d(i, j). Loops, not code for every row: what one of them reads is in
+/// registers until its results are in memory, and no longer.
+template <int M, int N, class D, class Transform, class Put>
+DEQ_INLINE inline void on_both_sides(D d, Transform transform, Put put) {
+  using V = decltype(d(0, 0));
+  V half[M][N];
+  for (int i = 0; i < N; ++i) {
+    V row[N], result[M];
+    unroll<N>([&](auto j) DEQ_INLINE { row[j] = d(i, j); });
+    transform(row, result);
+    unroll<M>([&](auto j) DEQ_INLINE { half[j][i] = result[j]; });
+  }
+  for (int j = 0; j < M; ++j) {
+    V result[M];
+    transform(half[j], result);
     unroll<M>([&](auto i) DEQ_INLINE { put(i, j, result[i]); });
-  });
+  }
 }
 
 }  // namespace deq::detail

@@ -25,18 +25,19 @@ struct Tiles {
   }
 };
 
-/// (points, tiles, channels), a cache line apart beyond that: planes at a distance of a power of
-/// two would compete for the same lines of the cache.
+/// (points, tiles, channels), every tile at a multiple of a vector; the planes a cache line apart
+/// beyond that: at a distance of a power of two they would compete for the same lines of the cache.
 template <class S>
 struct TransformedTiles {
-  Index channels, plane;
+  Index channels, step, plane;
   Array<Cpu<S>> numbers;
 
   TransformedTiles(Index points, Index tiles, Index channels_)
       : channels(channels_),
-        plane(tiles * channels_ + 64 / Index{sizeof(S)}),
+        step(simd_count<S>(channels_) * simd_width<S>),
+        plane(tiles * step + 64 / Index{sizeof(S)}),
         numbers(points * plane) {}
-  S* at(Index point, Index tile) const { return numbers.data() + point * plane + tile * channels; }
+  S* at(Index point, Index tile) const { return numbers.data() + point * plane + tile * step; }
 };
 
 /// B^T d B of one tile of an image, whatever of it lies outside being zero.
@@ -49,12 +50,10 @@ void transform_input(const Pixels<S>& image, Index line, Index column, Index cha
   S* const first = to.at(0, tile);
   const Index plane = to.plane;
   for_each_vector<S>(channels, [&](Index c, auto width) DEQ_INLINE {
-    Simd<S> d[n][n];
-    unroll<n * n>([&](auto i) DEQ_INLINE { d[i / n][i % n] = load(pixel[i] + c, width); });
-    on_both_sides<n>(
-        d, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::input(a, b); },
-        [&](auto i, auto j, const Simd<S>& u)
-            DEQ_INLINE { store(first + c + j * plane + i * (n * plane), u, width); });
+    on_both_sides<n, n>([&](int i, int j) DEQ_INLINE { return load(pixel[i * n + j] + c, width); },
+                        [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::input(a, b); },
+                        [&](int i, int j, const Simd<S>& u)
+                            DEQ_INLINE { store(first + c + (i * n + j) * plane, u, width); });
   });
 }
 
@@ -85,14 +84,12 @@ template <int M, class S, class Writer>
 void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, Index index, int v,
                       const Tile& tile, Writer& writer) {
   constexpr int n = Winograd<M>::tile;
-  Simd<S> m[n][n];
   const S* const place = from.at(0, index) + v * simd_width<S>;
-  const Index plane = from.plane;
-  unroll<n * n>([&](auto i) DEQ_INLINE { m[i / n][i % n] = load(place + i * plane); });
   Simd<S> y[M][M];
-  on_both_sides<M>(
-      m, [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::output(a, b); },
-      [&](auto i, auto j, const Simd<S>& value) DEQ_INLINE { y[i][j] = value; });
+  on_both_sides<M, n>([&](int i, int j)
+                          DEQ_INLINE { return load(place + (i * n + j) * from.plane); },
+                      [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::output(a, b); },
+                      [&](int i, int j, const Simd<S>& value) DEQ_INLINE { y[i][j] = value; });
   const Index width = g.out_width(), first = tile.line * width + tile.column;
   const Index lines = std::min<Index>(M, g.out_height() - tile.line);
   const Index columns = std::min<Index>(M, width - tile.column);
@@ -152,7 +149,7 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
     with_epilogue(epilogue, g.out_channels, [&](auto fused, auto moments) {
       for (Index p = 0; p < panels.count(); ++p) {
         const Index channel = panels.first_channel(p);
-        product.channels = panels.width_of(p) * simd_width<S>;
+        product.channels = product.step = panels.width_of(p) * simd_width<S>;
         PanelWriter<S, fused, moments> writer(epilogue, g.out_pixels(), g.out_channels, channel, y,
                                               piece.part);
         for (Index first = 0; first < count; first += winograd_group) {

@@ -14,7 +14,8 @@ namespace deq {
 
 /// Host memory that is handed out again once it has been given back: after the first solve, VJP or
 /// training step of a given size nothing is requested from the system any more. Blocks are 64-byte
-/// aligned; sizes are rounded up to one of eight classes an octave (at most 12.5 % lost).
+/// aligned; sizes are rounded up to one of eight classes an octave (at most 12.5 % lost). A thread
+/// gets what it gave back itself, as long as there is any: that is in the caches of its own core.
 class HostPool {
  public:
   static HostPool& instance() {
@@ -24,34 +25,31 @@ class HostPool {
   }
 
   void* acquire(std::size_t bytes) {
-    const std::size_t c = size_class(bytes);
-    {
-      const std::lock_guard lock(mutex_);
-      if (!free_[c].empty()) {
-        void* block = free_[c].back();
-        free_[c].pop_back();
-        return block;
-      }
-    }
+    const std::size_t c = size_class(bytes), own = own_shelf();
+    for (std::size_t i = 0; i < shelves_.size(); ++i)
+      if (void* block = shelves_[(own + i) % shelves_.size()].take(c)) return block;
     system_requests_.fetch_add(1, std::memory_order_relaxed);
     bytes_.fetch_add(class_bytes(c), std::memory_order_relaxed);
     return ::operator new (class_bytes(c), std::align_val_t{alignment});
   }
 
   void release(void* block, std::size_t bytes) noexcept {
-    const std::lock_guard lock(mutex_);
-    free_[size_class(bytes)].push_back(block);
+    Shelf& shelf = shelves_[own_shelf()];
+    const std::lock_guard lock(shelf.mutex);
+    shelf.free[size_class(bytes)].push_back(block);
   }
 
   /// Returns every unused block to the system.
   void trim() {
-    const std::lock_guard lock(mutex_);
-    for (std::size_t c = 0; c < classes; ++c) {
-      for (void* block : free_[c]) {
-        ::operator delete (block, std::align_val_t{alignment});
-        bytes_.fetch_sub(class_bytes(c), std::memory_order_relaxed);
+    for (Shelf& shelf : shelves_) {
+      const std::lock_guard lock(shelf.mutex);
+      for (std::size_t c = 0; c < classes; ++c) {
+        for (void* block : shelf.free[c]) {
+          ::operator delete (block, std::align_val_t{alignment});
+          bytes_.fetch_sub(class_bytes(c), std::memory_order_relaxed);
+        }
+        shelf.free[c].clear();
       }
-      free_[c].clear();
     }
   }
 
@@ -75,8 +73,26 @@ class HostPool {
     return (std::size_t{8} << (c / 8)) * (9 + c % 8);
   }
 
-  std::mutex mutex_;
-  std::array<std::vector<void*>, classes> free_;
+  /// Unused blocks; threads share one only where there are many threads.
+  struct alignas(64) Shelf {
+    std::mutex mutex;
+    std::array<std::vector<void*>, classes> free;
+
+    void* take(std::size_t c) {
+      const std::lock_guard lock(mutex);
+      if (free[c].empty()) return nullptr;
+      void* block = free[c].back();
+      free[c].pop_back();
+      return block;
+    }
+  };
+  std::size_t own_shelf() {
+    static std::atomic<std::size_t> threads{0};
+    static thread_local const std::size_t own = threads.fetch_add(1) % shelves_.size();
+    return own;
+  }
+
+  std::array<Shelf, 8> shelves_;
   std::atomic<std::uint64_t> system_requests_{0};
   std::atomic<std::size_t> bytes_{0};
 };

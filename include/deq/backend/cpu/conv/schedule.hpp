@@ -89,12 +89,14 @@ struct ConvPlan {
     return Footprint(geometry, transposed).class_pixels(0);
   }
   /// A piece's transformed input stays in a second-level cache of half a MiB; one image of 32 x 32
-  /// still keeps two threads busy.
+  /// still keeps two threads busy. Weights that no such cache holds are read again by every piece,
+  /// which is then larger.
   Index unit_target() const {
     if (algorithm == ConvAlgorithm::direct) return 256;
     constexpr Index cache = 288 * 1024;
     const Index tile = points() * in * static_cast<Index>(sizeof(S));
     const Index most = algorithm == ConvAlgorithm::winograd4 ? 32 : 64;
+    if (packed_size() * static_cast<Index>(sizeof(S)) > 4 * 1024 * 1024) return 64;
     return std::clamp<Index>(cache / tile, winograd_group, most);
   }
 };

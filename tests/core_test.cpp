@@ -14,6 +14,7 @@
 #include <doctest/doctest.h>
 
 #include <deq/core/error.hpp>
+#include <deq/core/host_pool.hpp>
 #include <deq/core/parallel.hpp>
 #include <deq/core/random.hpp>
 #include <deq/core/report.hpp>
@@ -314,4 +315,29 @@ TEST_CASE("parallel_for may be called from several threads at once") {
 TEST_CASE("set_num_threads refuses less than one thread") {
   CHECK(message_of([] { deq::set_num_threads(0); }) ==
         "set_num_threads: threads must be >= 1, got 0");
+}
+
+TEST_CASE("a thread gets the memory that it gave back itself, before any other") {
+  auto& pool = deq::HostPool::instance();
+  constexpr std::size_t bytes = 12345678;  // a size that nobody else has
+  void* const mine = pool.acquire(bytes);
+  void* others[2] = {};
+  // Two threads, since one in several may share a shelf with this thread.
+  for (void*& block : others) std::thread([&] { block = pool.acquire(bytes); }).join();
+  pool.release(mine, bytes);
+  bool own = false;
+  for (void* const block : others) {
+    std::thread([&] { pool.release(block, bytes); }).join();
+    void* const got = pool.acquire(bytes);
+    own = own || got == mine;
+    pool.release(got, bytes);
+  }
+  CHECK(own);
+
+  // The rest is there as well.
+  const auto requests = pool.system_requests();
+  void* const all[3] = {pool.acquire(bytes), pool.acquire(bytes), pool.acquire(bytes)};
+  CHECK(pool.system_requests() == requests);
+  for (void* const block : all) pool.release(block, bytes);
+  pool.trim();
 }

@@ -23,6 +23,10 @@ struct Block {
   /// Terms that are summed one after the other. Longer sums are sums of such sums, which keeps the
   /// rounding of a sum of a thousand terms at that of a hundred.
   static constexpr Index run = 24;
+  /// Rows of weights between the one in use and the one that is fetched, which is in a second-level
+  /// cache or farther away. Low blocks do not: they come after a high one with the same weights.
+  static constexpr Index ahead = 24;
+  static constexpr bool fetches = R >= 4;
 
   Simd<S> sum[R][V];
 
@@ -89,6 +93,7 @@ struct Block {
       unroll<V>([&](auto v) DEQ_INLINE {
         weights[v] = load(b + v * simd_width<S>);
         hold(weights[v]);
+        if constexpr (fetches) __builtin_prefetch(b + (ahead * V + v) * simd_width<S>);
       });
       unroll<R>([&](auto r) DEQ_INLINE {
         const Simd<S> x = broadcast(row[r][k]);

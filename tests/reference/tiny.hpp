@@ -251,6 +251,14 @@ void check_stopped_solves(Problem<S>& p, const Stored& stored, Comparison& out) 
   out.tensor(stored, "z.star", to_double(z), Tolerances::of(S()).state * 10);
 }
 
+/// One training pass on `image`, from the stored running statistics.
+template <class S, class Classifier>
+deq::PassReport train(Problem<S>& p, Classifier& classifier, const deq::Tensor<Cpu<S>>& image) {
+  p.reload();
+  classifier.norm_mode = p.mode;
+  return classifier.train(image, p.labels, std::span(std::as_const(p.masks)));
+}
+
 using Gradients = std::vector<std::vector<double>>;
 
 template <class S>
@@ -265,14 +273,11 @@ Gradients gradients_of(const Problem<S>& p) {
 template <class Policy>
 Gradients gradients_nearby(Problem<double>& p, deq::Broyden<> solver, Policy policy,
                            std::uint64_t seed) {
-  p.reload();
   std::vector<double> image = to_double(p.image);
   deq::Random random(seed, deq::Purpose::probe);
   for (double& v : image) v *= 1 + 1e-6 * random.normal();
   deq::MdeqClassifier<Cpu<double>, deq::Broyden<>, Policy> classifier(p.model, solver, policy);
-  classifier.norm_mode = p.mode;
-  (void)classifier.train(deq::Tensor<Cpu<double>>(p.image.shape(), image), p.labels,
-                         std::span(std::as_const(p.masks)));
+  train(p, classifier, deq::Tensor<Cpu<double>>(p.image.shape(), image));
   return gradients_of(p);
 }
 
@@ -310,11 +315,8 @@ Gradients check_method(Problem<S>& p, const Stored& solves, const Stored* grads,
   using B = Cpu<S>;
   const Tolerances tol = Tolerances::of(S());
   const double one = method.starts_with("gdeq") ? tol.gdeq : tol.one_gradient;
-  p.reload();
   deq::MdeqClassifier<B, deq::Broyden<>, Policy> classifier(p.model, solver, policy);
-  classifier.norm_mode = p.mode;
-  const deq::PassReport pass =
-      classifier.train(p.image, p.labels, std::span(std::as_const(p.masks)));
+  const deq::PassReport pass = train(p, classifier, p.image);
   const std::vector<double> loss{pass.loss};
   out.absolute(solves, "loss." + method, loss, tol.logits);
   out.absolute(solves, "logits." + method, to_double(classifier.last_logits()), tol.logits);
@@ -461,11 +463,9 @@ void check_backward_trace(Problem<S>& p, const Stored& stored, Comparison& out,
   using B = Cpu<S>;
   if (!stored.has("backward_b20.abs")) return;
   // dl/dh is the adjoint of Jfb.
-  p.reload();
   deq::MdeqClassifier<B, deq::Broyden<>, deq::Jfb> classifier(
       p.model, {.stopping = stopping(18), .memory = 18});
-  classifier.norm_mode = p.mode;
-  classifier.train(p.image, p.labels, std::span(std::as_const(p.masks)));
+  train(p, classifier, p.image);
   p.bind_layer();
   BatchMap<S> f(p);
   const Index count = p.image.extent(0), dim = f.map.dim();

@@ -24,7 +24,8 @@ struct Block {
   /// rounding of a sum of a thousand terms at that of a hundred.
   static constexpr Index run = 24;
   /// Rows of weights between the one in use and the one that is fetched, which is in a second-level
-  /// cache or farther away. Low blocks do not: they come after a high one with the same weights.
+  /// cache or farther away. Low blocks fetch nothing: they come after a high one with the same
+  /// weights.
   static constexpr Index ahead = 24;
   static constexpr bool fetches = R >= 4;
 

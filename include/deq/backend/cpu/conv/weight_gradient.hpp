@@ -139,9 +139,9 @@ void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, 
           for_each_block<v>(g.in_channels, [&](auto r, Index row) {
             Block<S, r, v> block;
             block.clear();
-            block.add_outer(input.at(point, 0) + row, input.step,
-                            cotangent.at(point, 0) + panels.first_channel(p), cotangent.step, count,
-                            Whole{});
+            block.add_outer(input.at(point, 0) + row, input.step(),
+                            cotangent.at(point, 0) + panels.first_channel(p), cotangent.step(),
+                            count, Whole{});
             block.add_to(sums + row * width, width);
           });
         });

@@ -29,15 +29,16 @@ struct Tiles {
 /// beyond that: at a distance of a power of two they would compete for the same lines of the cache.
 template <class S>
 struct TransformedTiles {
-  Index channels, step, plane;
+  Index channels, plane;
   Array<Cpu<S>> numbers;
 
   TransformedTiles(Index points, Index tiles, Index channels_)
       : channels(channels_),
-        step(simd_count<S>(channels_) * simd_width<S>),
-        plane(tiles * step + 64 / Index{sizeof(S)}),
+        plane(tiles * step() + 64 / Index{sizeof(S)}),
         numbers(points * plane) {}
-  S* at(Index point, Index tile) const { return numbers.data() + point * plane + tile * step; }
+  /// From a tile to the next.
+  Index step() const { return simd_count<S>(channels) * simd_width<S>; }
+  S* at(Index point, Index tile) const { return numbers.data() + point * plane + tile * step(); }
 };
 
 /// B^T d B of one tile of an image, whatever of it lies outside being zero.
@@ -149,7 +150,7 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
     with_epilogue(epilogue, g.out_channels, [&](auto fused, auto moments) {
       for (Index p = 0; p < panels.count(); ++p) {
         const Index channel = panels.first_channel(p);
-        product.channels = product.step = panels.width_of(p) * simd_width<S>;
+        product.channels = panels.width_of(p) * simd_width<S>;
         PanelWriter<S, fused, moments> writer(epilogue, g.out_pixels(), g.out_channels, channel, y,
                                               piece.part);
         for (Index first = 0; first < count; first += winograd_group) {

@@ -9,10 +9,22 @@
 #include <cstring>
 #include <iostream>
 
+#ifdef DEQ_REFERENCE_CUDA
+#include <deq/backend/cuda/kernels.cuh>
+#endif
+
 #include "reference/large.hpp"
 #include "reference/tiny.hpp"
 
 namespace {
+
+#ifdef DEQ_REFERENCE_CUDA
+template <class S>
+using ReferenceBackend = deq::Cuda<S>;
+#else
+template <class S>
+using ReferenceBackend = deq::Cpu<S>;
+#endif
 
 using reference::Comparison;
 using reference::Problem;
@@ -26,7 +38,7 @@ std::optional<Stored> open(const fs::path& directory, const std::string& name) {
   return Stored(path);
 }
 
-template <class S>
+template <class B>
 void check_case(const fs::path& directory, const std::string& name, bool dropout,
                 deq::BatchNormMode mode, Comparison& out) {
   const auto layer = open(directory, name + ".layer"), solve = open(directory, name + ".solve"),
@@ -34,7 +46,7 @@ void check_case(const fs::path& directory, const std::string& name, bool dropout
              norms = open(directory, name + ".bn_after");
   if (!layer && !solve && !grads && !jacobian && !norms) return;
   const std::string network = name.substr(0, name.find('.'));
-  Problem<S> p(directory, network, dropout, mode);
+  Problem<B> p(directory, network, dropout, mode);
   p.bind_layer();
   if (layer) {
     out.section(name + ": layer");
@@ -64,13 +76,14 @@ void check_case(const fs::path& directory, const std::string& name, bool dropout
 }
 
 /// The main case in single precision; its gradients against those in double.
+template <class B>
 void check_single(const fs::path& directory, const std::string& name, Comparison& out) {
   const auto stored = open(directory, name + ".float32"), grads = open(directory, name + ".grads");
   if (!stored) return;
   out.section(name + ": single precision");
   const std::string network = name.substr(0, name.find('.'));
-  Problem<float> p(directory, network, false, deq::BatchNormMode::train);
-  Problem<double> in_double(directory, network, false, deq::BatchNormMode::train);
+  Problem<B> p(directory, network, false, deq::BatchNormMode::train);
+  Problem<deq::Cpu<double>> in_double(directory, network, false, deq::BatchNormMode::train);
   p.bind_layer();
   reference::check_layer(p, *stored, out);
   using deq::WhenFull;
@@ -79,15 +92,17 @@ void check_single(const fs::path& directory, const std::string& name, Comparison
   reference::check_gradients(p, *stored, grads ? &*grads : nullptr, out, &in_double);
 }
 
+template <template <class> class Backend>
 int compare(const fs::path& directory) {
   deq::require<deq::IoError>(fs::is_directory(directory), directory.string(), " is no directory");
   Comparison out;
   using deq::BatchNormMode;
-  check_case<double>(directory, "tiny.nodrop_bntrain", false, BatchNormMode::train, out);
-  check_case<double>(directory, "tiny.drop_bntrain", true, BatchNormMode::train, out);
-  check_case<double>(directory, "tiny.nodrop_bneval", false, BatchNormMode::evaluate, out);
-  check_case<double>(directory, "tiny_hard.nodrop_bntrain", false, BatchNormMode::train, out);
-  check_single(directory, "tiny.nodrop_bntrain", out);
+  check_case<Backend<double>>(directory, "tiny.nodrop_bntrain", false, BatchNormMode::train, out);
+  check_case<Backend<double>>(directory, "tiny.drop_bntrain", true, BatchNormMode::train, out);
+  check_case<Backend<double>>(directory, "tiny.nodrop_bneval", false, BatchNormMode::evaluate, out);
+  check_case<Backend<double>>(directory, "tiny_hard.nodrop_bntrain", false, BatchNormMode::train,
+                              out);
+  check_single<Backend<float>>(directory, "tiny.nodrop_bntrain", out);
   if (const auto large = open(directory, "large.float32")) {
     // The set's letter names the seed of the formula.
     const auto& metadata = large->file().metadata();
@@ -95,9 +110,9 @@ int compare(const fs::path& directory) {
     const std::uint64_t seed =
         101 + static_cast<std::uint64_t>(set != metadata.end() ? set->second.at(0) - 'A' : 0);
     out.section("large: single precision");
-    reference::check_large<float>(directory, seed, out);
+    reference::check_large<Backend<float>>(directory, seed, out);
     out.section("large: double precision");
-    reference::check_large<double>(directory, seed, out);
+    reference::check_large<Backend<double>>(directory, seed, out);
   }
   std::printf("\n%d passed, %d failed\n", out.passed(), out.failed());
   return out.failed() == 0 && out.passed() > 0 ? 0 : 1;
@@ -149,7 +164,7 @@ void compact(const fs::path& from, const fs::path& to) {
 
 int main(int argc, char** argv) {
   try {
-    if (argc == 2) return compare(argv[1]);
+    if (argc == 2) return compare<ReferenceBackend>(argv[1]);
     if (argc == 4 && std::strcmp(argv[1], "--compact") == 0) {
       compact(argv[3], argv[2]);
       return 0;

@@ -95,9 +95,9 @@ void load_formula(deq::Mdeq<B>& model, const std::vector<FormulaRow>& rows, cons
   out.check("sums of the generated tensors", worst, 1e-12);
 }
 
-template <class S>
+template <deq::Backend B>
 void check_large(const std::filesystem::path& directory, std::uint64_t set, Comparison& out) {
-  using B = Cpu<S>;
+  using S = typename B::Scalar;
   constexpr bool single = std::is_same_v<S, float>;
   const Stored stored(directory / "large.float32.safetensors");
   const Formula formula(set);
@@ -120,15 +120,14 @@ void check_large(const std::filesystem::path& directory, std::uint64_t set, Comp
         model.stem(image, std::span<const deq::Tensor<B>>(all), deq::BatchNormMode::train)};
     const auto theta = model.layer_parameters(std::span<const deq::Tensor<B>>(all));
     auto f = model.function(false);
-    typename BatchMap<S>::Map map;
+    typename BatchMap<B>::Map map;
     map.bind(f, {dim}, x, theta);
-    std::vector<Index> ids;
-    for (Index s = 0; s < count; ++s) ids.push_back(s);
+    deq::Everybody<B> everybody;
     deq::Tensor<B> y({count, dim});
-    map.evaluate({ids.data(), count}, z.batch(), y.batch());
+    map.evaluate(everybody(count), z.batch(), y.batch());
     out.tensor(stored, "injection.0", to_double(x[0]), 5e-6);
     out.tensor(stored, "f", to_double(y), 5e-6);
-    map.linearize(z.batch()).vjp({ids.data(), count}, cotangent.batch(), y.batch());
+    map.linearize(z.batch()).vjp(everybody(count), cotangent.batch(), y.batch());
     out.tensor(stored, "vjp.z", to_double(y), 5e-6);
     load_formula(model, rows, formula, out);  // the stem has moved the running statistics
   }

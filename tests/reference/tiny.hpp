@@ -11,9 +11,6 @@
 
 namespace reference {
 
-template <class S>
-using Cpu = deq::Cpu<S>;
-
 template <class B>
 std::vector<double> to_double(const deq::Tensor<B>& t) {
   const auto host = t.to_host();
@@ -31,9 +28,9 @@ struct Tolerances {
 };
 
 /// The network, the batch and the mode of one case.
-template <class S>
+template <deq::Backend B>
 struct Problem {
-  using B = Cpu<S>;
+  using S = typename B::Scalar;
 
   Problem(const std::filesystem::path& directory, const std::string& network, bool dropout,
           deq::BatchNormMode norm_mode)
@@ -78,11 +75,11 @@ struct Problem {
 };
 
 /// f on the whole batch as a fixed-point map.
-template <class S>
+template <deq::Backend B>
 struct BatchMap {
-  using Map = deq::TapedMap<Cpu<S>, deq::MdeqFunction, std::dynamic_extent, std::dynamic_extent>;
+  using Map = deq::TapedMap<B, deq::MdeqFunction, std::dynamic_extent, std::dynamic_extent>;
 
-  explicit BatchMap(Problem<S>& p) : function(p.function()) {
+  explicit BatchMap(Problem<B>& p) : function(p.function()) {
     map.bind(function, {p.model.config().state_size()}, p.x, p.theta);
   }
 
@@ -103,9 +100,9 @@ inline deq::Stopping stopping(int steps, double tolerance = 0,
 }
 
 /// Stem, f and the vector-Jacobian products at the stored random state.
-template <class S>
-void check_layer(Problem<S>& p, const Stored& stored, Comparison& out) {
-  using B = Cpu<S>;
+template <deq::Backend B>
+void check_layer(Problem<B>& p, const Stored& stored, Comparison& out) {
+  using S = typename B::Scalar;
   const Tolerances tol = Tolerances::of(S());
   deq::Tape<B> tape;
   std::vector<deq::Var<B>> all;
@@ -151,12 +148,12 @@ inline std::vector<double> transposed(const std::vector<std::vector<double>>& tr
 }
 
 /// One forward solve from z = 0, and the products with the inverse that it leaves.
-template <class S>
-std::vector<double> check_solve(Problem<S>& p, const Stored& stored, Comparison& out,
+template <deq::Backend B>
+std::vector<double> check_solve(Problem<B>& p, const Stored& stored, Comparison& out,
                                 const std::string& name, Index memory, deq::WhenFull when_full) {
-  using B = Cpu<S>;
+  using S = typename B::Scalar;
   const Tolerances tol = Tolerances::of(S());
-  BatchMap<S> f(p);
+  BatchMap<B> f(p);
   const Index count = p.image.extent(0), dim = f.map.dim();
   const auto solve = [&](deq::Scope scope, deq::Tensor<B>& z,
                          typename deq::Broyden<>::template Workspace<B>& ws) {
@@ -195,14 +192,15 @@ std::vector<double> check_solve(Problem<S>& p, const Stored& stored, Comparison&
   out.each(stored, name + ".best_step", best, 0);
   out.tensor(stored, "z." + name, to_double(z), tol.state);
 
-  std::vector<Index> ids;
-  for (Index s = 0; s < count; ++s) ids.push_back(s);
-  const deq::Samples everybody{ids.data(), count};
+  deq::Everybody<B> ids;
+  const deq::Samples everybody = ids(count);
   deq::Tensor<B> product({count, dim});
   deq::Array<B> scratch, dots(count);
   const auto dot = [&](const deq::Tensor<B>& a, const deq::Tensor<B>& b) {
     B::dot(everybody, a.batch(), b.batch(), dots.data());
-    return std::vector<double>(dots.data(), dots.data() + count);
+    std::vector<S> host(static_cast<std::size_t>(count));
+    B::download_bytes(host.data(), dots.data(), host.size() * sizeof(S));
+    return std::vector<double>(host.begin(), host.end());
   };
   const auto roots = [](std::vector<double> x) {
     for (double& v : x) v = std::sqrt(v);
@@ -226,10 +224,10 @@ std::vector<double> check_solve(Problem<S>& p, const Stored& stored, Comparison&
 }
 
 /// The solve with the original's early stop, and the one that is carried on to 1e-12.
-template <class S>
-void check_stopped_solves(Problem<S>& p, const Stored& stored, Comparison& out) {
-  using B = Cpu<S>;
-  BatchMap<S> f(p);
+template <deq::Backend B>
+void check_stopped_solves(Problem<B>& p, const Stored& stored, Comparison& out) {
+  using S = typename B::Scalar;
+  BatchMap<B> f(p);
   typename deq::Broyden<>::template Workspace<B> ws;
   deq::Tensor<B> z({p.image.extent(0), f.map.dim()}, S(0));
   const auto solve = [&](deq::Stopping rule, Index memory) {
@@ -252,8 +250,8 @@ void check_stopped_solves(Problem<S>& p, const Stored& stored, Comparison& out) 
 }
 
 /// One training pass on `image`, from the stored running statistics.
-template <class S, class Classifier>
-deq::PassReport train(Problem<S>& p, Classifier& classifier, const deq::Tensor<Cpu<S>>& image) {
+template <deq::Backend B, class Classifier>
+deq::PassReport train(Problem<B>& p, Classifier& classifier, const deq::Tensor<B>& image) {
   p.reload();
   classifier.norm_mode = p.mode;
   return classifier.train(image, p.labels, std::span(std::as_const(p.masks)));
@@ -261,8 +259,8 @@ deq::PassReport train(Problem<S>& p, Classifier& classifier, const deq::Tensor<C
 
 using Gradients = std::vector<std::vector<double>>;
 
-template <class S>
-Gradients gradients_of(const Problem<S>& p) {
+template <deq::Backend B>
+Gradients gradients_of(const Problem<B>& p) {
   Gradients gradients;
   for (const auto& parameter : p.model.parameters()) gradients.push_back(to_double(parameter.grad));
   return gradients;
@@ -271,13 +269,13 @@ Gradients gradients_of(const Problem<S>& p) {
 /// The gradients after one training pass on the image with relative noise of 1e-6, which is what
 /// rounding to float32 makes of it by the time it has gone through f.
 template <class Policy>
-Gradients gradients_nearby(Problem<double>& p, deq::Broyden<> solver, Policy policy,
+Gradients gradients_nearby(Problem<deq::Cpu<double>>& p, deq::Broyden<> solver, Policy policy,
                            std::uint64_t seed) {
   std::vector<double> image = to_double(p.image);
   deq::Random random(seed, deq::Purpose::probe);
   for (double& v : image) v *= 1 + 1e-6 * random.normal();
-  deq::MdeqClassifier<Cpu<double>, deq::Broyden<>, Policy> classifier(p.model, solver, policy);
-  train(p, classifier, deq::Tensor<Cpu<double>>(p.image.shape(), image));
+  deq::MdeqClassifier<deq::Cpu<double>, deq::Broyden<>, Policy> classifier(p.model, solver, policy);
+  train(p, classifier, deq::Tensor<deq::Cpu<double>>(p.image.shape(), image));
   return gradients_of(p);
 }
 
@@ -308,11 +306,11 @@ struct Deviation {
 /// A ReLU whose argument is zero but for rounding may take either side, in the stored numbers as
 /// well, and one such unit moves the gradients by 1e-3 and more. So gradients in single precision
 /// also pass if they are those of a problem `in_double` that differs by rounding.
-template <class Policy, class S>
-Gradients check_method(Problem<S>& p, const Stored& solves, const Stored* grads, Comparison& out,
+template <class Policy, deq::Backend B>
+Gradients check_method(Problem<B>& p, const Stored& solves, const Stored* grads, Comparison& out,
                        const std::string& method, deq::Broyden<> solver, Policy policy,
-                       Problem<double>* in_double) {
-  using B = Cpu<S>;
+                       Problem<deq::Cpu<double>>* in_double) {
+  using S = typename B::Scalar;
   const Tolerances tol = Tolerances::of(S());
   const double one = method.starts_with("gdeq") ? tol.gdeq : tol.one_gradient;
   deq::MdeqClassifier<B, deq::Broyden<>, Policy> classifier(p.model, solver, policy);
@@ -389,8 +387,8 @@ Gradients check_method(Problem<S>& p, const Stored& solves, const Stored* grads,
 }
 
 /// Cosine with the exact gradient over [all parameters, stem and f, f only].
-template <class S>
-std::vector<double> cosines(const Problem<S>& p, const Gradients& a, const Gradients& b) {
+template <deq::Backend B>
+std::vector<double> cosines(const Problem<B>& p, const Gradients& a, const Gradients& b) {
   const deq::MdeqLayout& layout = p.model.layout();
   const auto over = [&](std::size_t first, std::size_t last) {
     double ab = 0, aa = 0, bb = 0;
@@ -406,9 +404,10 @@ std::vector<double> cosines(const Problem<S>& p, const Gradients& a, const Gradi
 }
 
 /// Every gradient method of one case.
-template <class S>
-void check_gradients(Problem<S>& p, const Stored& solves, const Stored* grads, Comparison& out,
-                     Problem<double>* in_double = nullptr) {
+template <deq::Backend B>
+void check_gradients(Problem<B>& p, const Stored& solves, const Stored* grads, Comparison& out,
+                     Problem<deq::Cpu<double>>* in_double = nullptr) {
+  using S = typename B::Scalar;
   using deq::Broyden;
   using deq::Implicit;
   const Broyden<> unlimited{.stopping = stopping(18), .memory = 18};
@@ -441,10 +440,11 @@ void check_gradients(Problem<S>& p, const Stored& solves, const Stored* grads, C
 }
 
 /// What the original does outside training: the head on the solver's result.
-template <class S>
-void check_evaluation(Problem<S>& p, const Stored& stored, Comparison& out) {
+template <deq::Backend B>
+void check_evaluation(Problem<B>& p, const Stored& stored, Comparison& out) {
+  using S = typename B::Scalar;
   const auto run = [&](const std::string& name, double tolerance) {
-    deq::MdeqClassifier<Cpu<S>, deq::Broyden<>, deq::Jfb> classifier(
+    deq::MdeqClassifier<B, deq::Broyden<>, deq::Jfb> classifier(
         p.model, {.stopping = stopping(18, tolerance), .memory = 18});
     const deq::PassReport pass = classifier.evaluate(p.image, p.labels);
     const std::vector<double> loss{pass.loss};
@@ -457,26 +457,24 @@ void check_evaluation(Problem<S>& p, const Stored& stored, Comparison& out) {
 }
 
 /// The adjoint solve of 20 Broyden steps, residual by residual.
-template <class S>
-void check_backward_trace(Problem<S>& p, const Stored& stored, Comparison& out,
+template <deq::Backend B>
+void check_backward_trace(Problem<B>& p, const Stored& stored, Comparison& out,
                           const std::vector<double>& z) {
-  using B = Cpu<S>;
+  using S = typename B::Scalar;
   if (!stored.has("backward_b20.abs")) return;
   // dl/dh is the adjoint of Jfb.
   deq::MdeqClassifier<B, deq::Broyden<>, deq::Jfb> classifier(
       p.model, {.stopping = stopping(18), .memory = 18});
   train(p, classifier, p.image);
   p.bind_layer();
-  BatchMap<S> f(p);
+  BatchMap<B> f(p);
   const Index count = p.image.extent(0), dim = f.map.dim();
   const deq::Tensor<B> zt({count, dim}, std::vector<S>(z.begin(), z.end()));
   const deq::Tensor<B>& h = classifier.solution().adjoint;
-  std::vector<Index> ids;
-  for (Index s = 0; s < count; ++s) ids.push_back(s);
+  deq::Everybody<B> ids;
   auto& jacobian = f.map.linearize(zt.batch());
   deq::Array<B> scratch;
-  deq::AdjointMap<B, typename BatchMap<S>::Map> map(jacobian, h.batch(), {ids.data(), count},
-                                                    scratch);
+  deq::AdjointMap<B, typename BatchMap<B>::Map> map(jacobian, h.batch(), ids(count), scratch);
   const auto solve = [&](double tolerance) {
     deq::Tensor<B> w({count, dim}, S(0));
     typename deq::Broyden<>::template Workspace<B> ws;
@@ -492,17 +490,16 @@ void check_backward_trace(Problem<S>& p, const Stored& stored, Comparison& out,
 }
 
 /// Jacobian regularisation's value and the power method, both products with J^T at z.
-template <class S>
-void check_jacobian(Problem<S>& p, const Stored& stored, Comparison& out,
+template <deq::Backend B>
+void check_jacobian(Problem<B>& p, const Stored& stored, Comparison& out,
                     const std::vector<double>& z) {
-  using B = Cpu<S>;
-  BatchMap<S> f(p);
+  using S = typename B::Scalar;
+  BatchMap<B> f(p);
   const Index count = p.image.extent(0), dim = f.map.dim();
   const deq::Tensor<B> zt({count, dim}, std::vector<S>(z.begin(), z.end()));
   f.map.linearize(zt.batch());
-  std::vector<Index> ids;
-  for (Index s = 0; s < count; ++s) ids.push_back(s);
-  const deq::Samples everybody{ids.data(), count};
+  deq::Everybody<B> ids;
+  const deq::Samples everybody = ids(count);
   deq::Tensor<B> product({count, dim});
   const auto norms = [&](const deq::Tensor<B>& t) {
     std::vector<double> out_norms;
@@ -528,9 +525,10 @@ void check_jacobian(Problem<S>& p, const Stored& stored, Comparison& out,
     out.each(stored, "vTJ_norm", all_norms, 1e-10);
   }
   if (p.inputs.has("power_v0")) {
-    deq::Tensor<B> e = p.tensor("power_v0").clone();
+    deq::Tensor<B> e = p.tensor("power_v0");
     std::vector<double> rayleigh, ratios;
     for (int k = 0; k < 150; ++k) {
+      std::vector<S> next;
       f.map.vjp(everybody, e.batch(), product.batch());
       for (Index s = 0; s < count; ++s) {
         const auto es = to_double(e.rows(s, 1)), qs = to_double(product.rows(s, 1));
@@ -539,9 +537,9 @@ void check_jacobian(Problem<S>& p, const Stored& stored, Comparison& out,
         const double e_norm = norm(es), q_norm = norm(qs);
         rayleigh.push_back(qe / (e_norm * e_norm));
         ratios.push_back(q_norm / e_norm);
-        for (Index i = 0; i < dim; ++i)
-          e.data()[s * dim + i] = product.data()[s * dim + i] / static_cast<S>(q_norm);
+        for (const double q : qs) next.push_back(static_cast<S>(q) / static_cast<S>(q_norm));
       }
+      e = deq::Tensor<B>(e.shape(), next);
     }
     out.each(stored, "power.rayleigh", rayleigh, 1e-9);
     out.each(stored, "power.norm_ratio", ratios, 1e-9);
@@ -550,10 +548,10 @@ void check_jacobian(Problem<S>& p, const Stored& stored, Comparison& out,
 }
 
 /// The running statistics after one training pass.
-template <class S>
-void check_batch_norm(Problem<S>& p, const Stored& stored, Comparison& out) {
+template <deq::Backend B>
+void check_batch_norm(Problem<B>& p, const Stored& stored, Comparison& out) {
   p.reload();
-  deq::MdeqClassifier<Cpu<S>, deq::Broyden<>, deq::Jfb> classifier(
+  deq::MdeqClassifier<B, deq::Broyden<>, deq::Jfb> classifier(
       p.model, {.stopping = stopping(18), .memory = 18});
   classifier.train(p.image, p.labels);
   for (std::size_t i = 0; i < p.model.batch_norms().size(); ++i) {

@@ -161,6 +161,7 @@ struct NaiveBackend {
       if (keep(a[j])) kept[n++] = a[j];
     return {kept, n};
   }
+  static bool empty(Samples a) { return a.empty(); }
 
   /// Gaussian elimination with row pivoting.
   static void solve_dense(Index n, S* matrix, S* rhs) {

@@ -40,7 +40,9 @@ concept BackendMemory = requires(std::size_t bytes, void* p, const void* q) {
 /// sample, column j belonging to s = a[j]. H is a basis: vectors H_s,i. Arrays of per-sample
 /// numbers (alpha, out) are indexed by s, coefficients by s * H.capacity + i. Results for one
 /// sample never depend on which other samples are active: their bits are the same alone and in any
-/// company. A vector whose slot is negative is kept nowhere.
+/// company. A vector whose slot is negative is kept nowhere. A negative a[j] is a hole, left by a
+/// backend whose host does not know how many samples are left: position j, column j of a compact
+/// batch, belongs to nobody.
 template <class B>
 concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
                                      BatchView<const typename B::Scalar> C,
@@ -73,6 +75,7 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
   B::in_blocks(i, i, detail::AnyBlockFunction{});
   B::for_each(a, detail::AnySampleFunction{});  // fn(s): the small per-sample algebra
   { B::filter(a, detail::AnySamplePredicate{}, ids) } -> std::same_as<Samples>;  // keeps order
+  { B::empty(a) } -> std::same_as<bool>;  // nobody is in the set; may wait for a device
 };
 
 /// Everything a solver or a policy needs. `B::Scalar` is float or double.

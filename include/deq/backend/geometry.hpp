@@ -22,13 +22,17 @@ struct Conv2dGeometry {
   Index out_channels = 0, kernel_height = 0, kernel_width = 0;
   Index stride = 1, padding = 0;
 
-  Index out_height() const { return (height + 2 * padding - kernel_height) / stride + 1; }
-  Index out_width() const { return (width + 2 * padding - kernel_width) / stride + 1; }
-  Index in_pixels() const { return height * width; }
-  Index out_pixels() const { return out_height() * out_width(); }
-  Index kernel_size() const { return kernel_height * kernel_width; }
+  DEQ_HOST_DEVICE Index out_height() const {
+    return (height + 2 * padding - kernel_height) / stride + 1;
+  }
+  DEQ_HOST_DEVICE Index out_width() const {
+    return (width + 2 * padding - kernel_width) / stride + 1;
+  }
+  DEQ_HOST_DEVICE Index in_pixels() const { return height * width; }
+  DEQ_HOST_DEVICE Index out_pixels() const { return out_height() * out_width(); }
+  DEQ_HOST_DEVICE Index kernel_size() const { return kernel_height * kernel_width; }
   /// Terms of the sum that one output value is.
-  Index patch() const { return in_channels * kernel_size(); }
+  DEQ_HOST_DEVICE Index patch() const { return in_channels * kernel_size(); }
   /// The patches of the output pixels are the input itself.
   bool pointwise() const { return kernel_size() == 1 && stride == 1 && padding == 0; }
 };
@@ -41,13 +45,17 @@ struct NormGeometry {
   Index channels_per_statistic = 1;
   bool shared = false;
 
-  Index groups() const { return channels / channels_per_statistic; }
+  DEQ_HOST_DEVICE Index groups() const { return channels / channels_per_statistic; }
   /// Numbers that one statistic is taken of.
-  Index count() const { return (shared ? samples : 1) * channels_per_statistic * pixels; }
-  Index statistic(Index sample, Index channel) const {
+  DEQ_HOST_DEVICE Index count() const {
+    return (shared ? samples : 1) * channels_per_statistic * pixels;
+  }
+  DEQ_HOST_DEVICE Index statistic(Index sample, Index channel) const {
     return (shared ? 0 : sample * groups()) + channel / channels_per_statistic;
   }
-  Index offset(Index sample, Index channel) const { return (sample * channels + channel) * pixels; }
+  DEQ_HOST_DEVICE Index offset(Index sample, Index channel) const {
+    return (sample * channels + channel) * pixels;
+  }
 };
 
 /// What happens to a convolution x * w before it is normalised: u = (x * w + bias) mask + addend. A
@@ -69,7 +77,7 @@ struct NhwcNorm {
   const S* bias = nullptr;    ///< (C)
   bool relu = false;
 
-  S scale(Index channel) const { return weight ? weight[channel] : S(1); }
+  DEQ_HOST_DEVICE S scale(Index channel) const { return weight ? weight[channel] : S(1); }
 };
 
 /// Where a kernel that computes several cotangents puts one; null if nobody wants it.

@@ -83,7 +83,8 @@ struct Gdeq {
     B::copy(fallback, h, w);
     std::vector<Index> ids(static_cast<std::size_t>(fallback.count));
     B::download_bytes(ids.data(), fallback.id, ids.size() * sizeof(Index));
-    for (const Index s : ids) ws.report.samples[static_cast<std::size_t>(s)].fell_back = true;
+    for (const Index s : ids)
+      if (s >= 0) ws.report.samples[static_cast<std::size_t>(s)].fell_back = true;
   }
 
  private:

@@ -34,6 +34,11 @@ struct FormatError : Error {
   using Error::Error;
 };
 
+/// A device that is missing, or that could not do what it was asked to.
+struct DeviceError : Error {
+  using Error::Error;
+};
+
 /// Concatenates its arguments as a stream would print them: the message of a `require`.
 template <class... Parts>
 std::string message(const Parts&... parts) {

@@ -28,7 +28,9 @@ struct BatchView {
   /// The columns [first, first + n).
   BatchView columns(Index first, Index n) const { return {col(first), dim, n}; }
 
-  operator BatchView<const T>() const requires(!std::is_const_v<T>) { return {data, dim, count}; }
+  DEQ_HOST_DEVICE operator BatchView<const T>() const requires(!std::is_const_v<T>) {
+    return {data, dim, count};
+  }
 };
 
 /// Up to `capacity` vectors of length D for each sample (the s, u, v of a low-rank inverse, a
@@ -42,19 +44,20 @@ struct BasisView {
   DEQ_HOST_DEVICE T* vec(Index sample, Index i) const {
     return data + (sample * capacity + i) * dim;
   }
-  operator BasisView<const T>() const requires(!std::is_const_v<T>) {
+  DEQ_HOST_DEVICE operator BasisView<const T>() const requires(!std::is_const_v<T>) {
     return {data, dim, capacity};
   }
 };
 
 /// The samples that an operation acts on, in ascending order: column j of a compact batch belongs
 /// to sample id[j] of the whole batch. A sample that has converged is no longer in the set, and
-/// costs nothing.
+/// costs nothing. On a device the set may keep its length: a negative id is a hole, nobody's.
 struct Samples {
   const Index* id = nullptr;
   Index count = 0;
 
   DEQ_HOST_DEVICE Index operator[](Index j) const { return id[j]; }
+  /// Nobody is in the set, as far as the host knows: see Backend's empty().
   bool empty() const { return count == 0; }
 };
 

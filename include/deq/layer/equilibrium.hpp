@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <typeindex>
@@ -442,8 +443,7 @@ class Equilibrium {
   template <Backend B>
   static void add(const Tensor<B>& from, const Tensor<B>& to) {
     using S = typename B::Scalar;
-    elementwise(
-        B{}, to.size(), [](S a, S b) { return a + b; }, to.data(), to.data(), from.data());
+    elementwise(B{}, to.size(), std::plus<S>{}, to.data(), to.data(), from.data());
   }
 
   /// The workspaces for one kind of arguments; they live as long as the layer.

@@ -66,7 +66,7 @@ struct Anderson {
     B::for_each(active, [=] DEQ_HOST_DEVICE(Index s) { rank[s] = 0; });
     active = ws.monitor.judge(active, 0, ws.evaluate(f, active, z), z, g, observer);
 
-    for (int k = 1; !active.empty(); ++k) {
+    for (int k = 1; !B::empty(active); ++k) {
       B::copy(active, z, z_last);
       B::copy(active, g, g_last);
       mix<B>(active, g, z, ws);
@@ -175,7 +175,7 @@ struct Anderson {
     B::dot(a, dg, dg, before);
     bool* skipped = ws.skipped.data();
     Samples pending = a;
-    for (Index attempt = 0; attempt <= m && !pending.empty(); ++attempt) {
+    for (Index attempt = 0; attempt <= m && !B::empty(pending); ++attempt) {
       for (S* c : {projection, correction}) {
         B::project(pending, BasisView<const S>(h.q_basis()), rank, dg, c);
         B::for_each(pending, [=] DEQ_HOST_DEVICE(Index s) {
@@ -217,7 +217,7 @@ struct Anderson {
   void forget_oldest(Samples a, typename B::Scalar* cosine, typename B::Scalar* sine,
                      Workspace<B>& ws) const {
     using S = typename B::Scalar;
-    if (a.empty()) return;
+    if (B::empty(a)) return;
     Multisecant<B>& h = ws.inverse;
     const Index m = memory;
     S* r = ws.r.data();

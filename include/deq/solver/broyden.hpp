@@ -88,7 +88,7 @@ struct Broyden {
       ws.monitor.count_skipped(going, ws.skipped.data());
     };
 
-    for (int k = 0; !active.empty(); ++k) {
+    for (int k = 0; !B::empty(active); ++k) {
       BatchView<const S> fz;
       if constexpr (full_steps)
         fz = ws.evaluate(f, active, z);

@@ -39,7 +39,7 @@ struct FixedPoint {
     const BatchView<S> g = ws.g.batch(z.dim, z.count);
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
     active = ws.monitor.judge(active, 0, ws.evaluate(f, active, z), z, g, observer);
-    for (int k = 1; !active.empty(); ++k) {
+    for (int k = 1; !B::empty(active); ++k) {
       B::axpby(active, static_cast<S>(damping), BatchView<const S>(g), S(1), z);
       active = ws.monitor.judge(active, k, ws.evaluate(f, active, z), z, g, observer);
     }

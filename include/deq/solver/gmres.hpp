@@ -49,7 +49,7 @@ struct Gmres {
     const auto g = ws.g.batch(z.dim, z.count);
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
     active = ws.monitor.judge(active, 0, ws.evaluate(f, active, z), z, g, observer);
-    for (int k = 0; !active.empty();) {
+    for (int k = 0; !B::empty(active);) {
       const int n = static_cast<int>(std::min<Index>(restart, stopping.max_iterations - k));
       cycle<B>(f, active, n, g, z, ws);
       k += n;
@@ -105,7 +105,7 @@ struct Gmres {
     B::axpby(a, number, BatchView<const S>(g), zero, v);
 
     Samples growing = a;
-    for (Index j = 0; j < n && !growing.empty(); ++j) {
+    for (Index j = 0; j < n && !B::empty(growing); ++j) {
       B::for_each(growing, [=] DEQ_HOST_DEVICE(Index s) { number[s] = 1; });
       B::store(growing, number, v, basis, rank);
       B::for_each(growing, [=] DEQ_HOST_DEVICE(Index s) { ++rank[s]; });

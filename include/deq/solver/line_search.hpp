@@ -61,7 +61,7 @@ struct Armijo {
 
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { length[s] = 1; });
     Samples searching = a;
-    for (int backtracks = 0; !searching.empty(); ++backtracks) {
+    for (int backtracks = 0; !B::empty(searching); ++backtracks) {
       // trial = z + t d
       B::copy(searching, z, trial);
       B::for_each(searching, [=] DEQ_HOST_DEVICE(Index s) { one[s] = 1; });

@@ -279,13 +279,15 @@ class Monitor {
     if (a.empty()) return;
     S* gg = g_squared();
     S* ff = f_squared();
-    B::for_each({a.id, 1}, [=] DEQ_HOST_DEVICE(Index) {
+    B::for_each({everybody().id, 1}, [=] DEQ_HOST_DEVICE(Index) {
       double g_sum = 0, f_sum = 0;
       for (Index j = 0; j < a.count; ++j) {
+        if (a[j] < 0) continue;
         g_sum += static_cast<double>(gg[a[j]]);
         f_sum += static_cast<double>(ff[a[j]]);
       }
       for (Index j = 0; j < a.count; ++j) {
+        if (a[j] < 0) continue;
         gg[a[j]] = static_cast<S>(g_sum);
         ff[a[j]] = static_cast<S>(f_sum);
       }

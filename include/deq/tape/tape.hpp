@@ -5,6 +5,7 @@
 
 #include <array>
 #include <concepts>
+#include <functional>
 #include <memory>
 #include <span>
 #include <utility>
@@ -74,6 +75,17 @@ const Tensor<B>& value(const Var<B>& x) {
 }
 
 namespace detail {
+/// sum + f(x...). Functions that kernels call have names and no closures, and what they call is
+/// constexpr or DEQ_HOST_DEVICE, so that every compiler takes them on every device.
+template <class Function>
+struct Added {
+  Function f;
+  template <class S, class... X>
+  DEQ_HOST_DEVICE S operator()(S sum, X... x) const {
+    return sum + f(x...);
+  }
+};
+
 /// The cotangent of one node during a reverse sweep.
 template <class B>
 struct Slot {
@@ -113,11 +125,9 @@ class Sink {
   /// cotangent_i (+)= f(in_i...): what an elementwise operation does.
   template <class Function, class... In>
   void write(Function f, const In*... in) const {
-    using S = typename B::Scalar;
     const auto [out, accumulate] = target();
     if (accumulate)
-      elementwise(
-          B{}, shape_->size(), [f](S sum, auto... x) { return sum + f(x...); }, out, out, in...);
+      elementwise(B{}, shape_->size(), detail::Added<Function>{f}, out, out, in...);
     else
       elementwise(B{}, shape_->size(), f, out, in...);
   }
@@ -132,8 +142,7 @@ class Sink {
     }
     const auto [out, accumulate] = target();
     if (accumulate)
-      elementwise(
-          B{}, cotangent.size(), [](S a, S b) { return a + b; }, out, out, cotangent.data());
+      elementwise(B{}, cotangent.size(), std::plus<S>{}, out, out, cotangent.data());
     else
       B::copy_bytes(out, cotangent.data(), static_cast<std::size_t>(cotangent.size()) * sizeof(S));
   }

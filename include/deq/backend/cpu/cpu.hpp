@@ -186,6 +186,7 @@ struct Cpu {
       if (keep(a[j])) kept[n++] = a[j];
     return {kept, n};
   }
+  static bool empty(Samples a) { return a.empty(); }
 
   static void solve_dense(Index n, S* matrix, S* rhs) {
     using Matrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic>;

@@ -67,6 +67,11 @@ DEQ_INLINE inline void store(S* to, const Simd<S>& v, Whole) {
 // Shuffles, since a vector put together in memory would wait for the stores.
 template <class S>
 DEQ_INLINE inline Simd<S> load(const S* from, Half) {
+#ifdef __CUDACC__  // whose front end does not expand packs in builtins
+  Simd<S> all{};
+  std::memcpy(&all, from, sizeof all / 2);
+  return all;
+#else
   typedef S HalfSimd __attribute__((vector_size(simd_bytes / 2)));
   HalfSimd v;
   std::memcpy(&v, from, sizeof v);
@@ -74,14 +79,19 @@ DEQ_INLINE inline Simd<S> load(const S* from, Half) {
     return __builtin_shufflevector(v, HalfSimd{}, I...);
   }
   (std::make_integer_sequence<int, simd_width<S>>{});
+#endif
 }
 template <class S>
 DEQ_INLINE inline void store(S* to, const Simd<S>& v, Half) {
+#ifdef __CUDACC__
+  std::memcpy(to, &v, sizeof v / 2);
+#else
   const auto half = [&]<int... I>(std::integer_sequence<int, I...>) DEQ_INLINE {
     return __builtin_shufflevector(v, v, I...);
   }
   (std::make_integer_sequence<int, simd_width<S> / 2>{});
   std::memcpy(to, &half, sizeof half);
+#endif
 }
 template <class S>
 [[gnu::noinline]] Simd<S> load(const S* from, First few) {

@@ -42,7 +42,8 @@ void transpose_plane(Index rows, Index columns, const S* x, Index x_stride, S* y
   for (Index j = 0; j < columns; j += n)
     for (Index i = 0; i < rows; i += n) {
       const Index height = std::min(n, rows - i), width = columns - j;
-      Simd<S> square[n]{};
+      Simd<S> square[n];
+      std::fill_n(square, n, Simd<S>{});
       for (Index k = 0; k < height; ++k) square[k] = load(x + (i + k) * x_stride + j, width);
       for (Index step = 1; step < n; step *= 2) interleave_halves<S>(square);
       for (Index k = 0; k < std::min(n, width); ++k) {

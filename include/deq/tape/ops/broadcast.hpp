@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
+#include <type_traits>
 
 #include <deq/backend/geometry.hpp>
 #include <deq/tape/tape.hpp>
@@ -47,14 +49,18 @@ struct Product {
   DEQ_HOST_DEVICE S operator()(S a, S b) const {
     return a * b;
   }
-  template <class S>
-  DEQ_HOST_DEVICE static S to_a(S c, S, S b) {
-    return c * b;
-  }
-  template <class S>
-  DEQ_HOST_DEVICE static S to_b(S c, S a, S) {
-    return c * a;
-  }
+  struct ToA {
+    template <class S>
+    DEQ_HOST_DEVICE S operator()(S c, S, S b) const {
+      return c * b;
+    }
+  };
+  struct ToB {
+    template <class S>
+    DEQ_HOST_DEVICE S operator()(S c, S a, S) const {
+      return c * a;
+    }
+  };
 };
 struct Ratio {
   static constexpr const char* name = "operator/";
@@ -62,14 +68,18 @@ struct Ratio {
   DEQ_HOST_DEVICE S operator()(S a, S b) const {
     return a / b;
   }
-  template <class S>
-  DEQ_HOST_DEVICE static S to_a(S c, S, S b) {
-    return c / b;
-  }
-  template <class S>
-  DEQ_HOST_DEVICE static S to_b(S c, S a, S b) {
-    return -c * a / (b * b);
-  }
+  struct ToA {
+    template <class S>
+    DEQ_HOST_DEVICE S operator()(S c, S, S b) const {
+      return c / b;
+    }
+  };
+  struct ToB {
+    template <class S>
+    DEQ_HOST_DEVICE S operator()(S c, S a, S b) const {
+      return -c * a / (b * b);
+    }
+  };
 };
 
 }  // namespace detail
@@ -83,15 +93,13 @@ struct AddSubtract {
 
   Tensor<B> forward(const Tensor<B>& a, const Tensor<B>& b) const {
     const char* name = sign > 0 ? "operator+" : "operator-";
-    return detail::broadcast_forward<B>(
-        broadcast_shape(name, a.shape(), b.shape()),
-        [](S x, S y) { return sign > 0 ? x + y : x - y; }, a, b);
+    using F = std::conditional_t<(sign > 0), std::plus<S>, std::minus<S>>;
+    return detail::broadcast_forward<B>(broadcast_shape(name, a.shape(), b.shape()), F{}, a, b);
   }
   void vjp(const Reverse<B>& r) const {
-    hand_on(
-        r.grad[0], r.cotangent, [](S c) { return c; }, true);
-    hand_on(
-        r.grad[1], r.cotangent, [](S c) { return sign > 0 ? c : -c; }, sign > 0);
+    hand_on(r.grad[0], r.cotangent, std::identity{}, true);
+    using F = std::conditional_t<(sign > 0), std::identity, std::negate<S>>;
+    hand_on(r.grad[1], r.cotangent, F{}, sign > 0);
   }
 
  private:
@@ -116,10 +124,8 @@ struct MultiplyDivide {
   void vjp(const Reverse<B>& r) const {
     const Shape& shape = r.cotangent.shape();
     const Tensor<B>&a = r.input[0], &b = r.input[1];
-    detail::broadcast_vjp<B>(
-        r.grad[0], shape, [](S c, S x, S y) { return F::to_a(c, x, y); }, r.cotangent, a, b);
-    detail::broadcast_vjp<B>(
-        r.grad[1], shape, [](S c, S x, S y) { return F::to_b(c, x, y); }, r.cotangent, a, b);
+    detail::broadcast_vjp<B>(r.grad[0], shape, typename F::ToA{}, r.cotangent, a, b);
+    detail::broadcast_vjp<B>(r.grad[1], shape, typename F::ToB{}, r.cotangent, a, b);
   }
 };
 

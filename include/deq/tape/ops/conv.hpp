@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <functional>
+
 #include <deq/tape/ops/broadcast.hpp>
 
 namespace deq {
@@ -56,9 +58,8 @@ struct Conv2d {
     if (r.grad.size() > 2 && r.grad[2]) {
       const auto [out, accumulate] = r.grad[2].target();
       const Shape& full = r.cotangent.shape();
-      broadcast_sum(
-          B{}, LoopNest<2>(full, {Shape{1, full[1], 1, 1}, full}), [](S v) { return v; }, out,
-          accumulate, c);
+      broadcast_sum(B{}, LoopNest<2>(full, {Shape{1, full[1], 1, 1}, full}), std::identity{}, out,
+                    accumulate, c);
     }
   }
 };

@@ -166,6 +166,23 @@ struct Quotient {
   DEQ_HOST_DEVICE S derivative(S x) const { return -numerator / (x * x); }
 };
 
+/// f' times the cotangent, with f' from the number that F keeps.
+template <class F>
+struct PullBack {
+  F f{};
+  template <class S>
+  DEQ_HOST_DEVICE S operator()(S cotangent, S kept) const {
+    if constexpr (requires { f.pull_back(cotangent, kept); })
+      return f.pull_back(cotangent, kept);
+    else
+      return cotangent * f.derivative(kept);
+  }
+  template <class S>
+  DEQ_HOST_DEVICE S operator()(S cotangent) const {
+    return cotangent * f.derivative(S(0));
+  }
+};
+
 }  // namespace detail
 
 /// y_i = f(x_i); dl/dx_i = f'(x_i) dl/dy_i, with f' computed from what F::keeps.
@@ -187,15 +204,9 @@ struct Elementwise {
     const S* c = r.cotangent.data();
     if constexpr (saves_inputs || saves_output) {
       const Tensor<B>& kept = saves_inputs ? r.input[0] : r.output;
-      const auto pull_back = [f = f](S cotangent, S v) {
-        if constexpr (requires { f.pull_back(cotangent, v); })
-          return f.pull_back(cotangent, v);
-        else
-          return cotangent * f.derivative(v);
-      };
-      r.grad[0].write(pull_back, c, kept.data());
+      r.grad[0].write(detail::PullBack<F>{f}, c, kept.data());
     } else {
-      r.grad[0].write([f = f](S cotangent) { return cotangent * f.derivative(S(0)); }, c);
+      r.grad[0].write(detail::PullBack<F>{f}, c);
     }
   }
 };

@@ -4,6 +4,8 @@
 // weight is packed once; then they do not.
 #pragma once
 
+#include <functional>
+
 #include <deq/tape/ops/broadcast.hpp>
 
 namespace deq {
@@ -83,9 +85,7 @@ struct Linear {
       gemm(B{}, GemmGeometry{.m = out, .n = in, .k = n, .transpose_a = true}, c.data(), x.data(),
            to, accumulate);
     }
-    if (r.grad.size() > 2)
-      detail::broadcast_vjp<B>(
-          r.grad[2], c.shape(), [](S v) { return v; }, c);
+    if (r.grad.size() > 2) detail::broadcast_vjp<B>(r.grad[2], c.shape(), std::identity{}, c);
   }
 
  private:
@@ -96,9 +96,8 @@ struct Linear {
     const Shape shape{x.extent(0), w.extent(0)};
     Tensor<B> y(shape);
     if (b)
-      broadcast_sum(
-          B{}, LoopNest<2>(shape, {shape, b.shape()}), [](S v) { return v; }, y.data(), false,
-          b.data());
+      broadcast_sum(B{}, LoopNest<2>(shape, {shape, b.shape()}), std::identity{}, y.data(), false,
+                    b.data());
     detail::multiply_by_weight(x, w, false, y.data(), static_cast<bool>(b));
     return y;
   }

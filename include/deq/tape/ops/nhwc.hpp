@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <ranges>
 #include <span>
 
@@ -84,16 +85,14 @@ struct AppliedNorm {
 
  private:
   void add_over_samples(const Tensor<B>& sums, const typename Sink<B>::Target& to) const {
-    broadcast_sum(
-        B{}, LoopNest<2>(sums.shape(), {Shape{geometry.channels}, sums.shape()}),
-        [](S v) { return v; }, to.data, to.accumulate, static_cast<const S*>(sums.data()));
+    broadcast_sum(B{}, LoopNest<2>(sums.shape(), {Shape{geometry.channels}, sums.shape()}),
+                  std::identity{}, to.data, to.accumulate, static_cast<const S*>(sums.data()));
   }
 };
 
 }  // namespace detail
 
-// --- Layout
-// ---------------------------------------------------------------------------------------
+// --- Layout ------------------------------------------------------------------------------------
 
 /// A part of each sample as an image.
 template <class B>
@@ -181,8 +180,7 @@ auto to_state(const List& list) {
   return record_list(ToState<typename X::Backend>{}, std::span<const X>(list));
 }
 
-// --- Normalisation
-// --------------------------------------------------------------------------------
+// --- Normalisation -----------------------------------------------------------------------------
 
 /// Group normalisation of images.
 template <class B>
@@ -231,8 +229,7 @@ auto group_norm(const X& u, Index groups, const W& weight, const V& bias,
   return record(GroupNorm<typename X::Backend>{groups, eps}, u, weight, bias);
 }
 
-// --- Convolution with all that follows it
-// ---------------------------------------------------------
+// --- Convolution with all that follows it ------------------------------------------------------
 
 struct ConvNormOptions {
   Index groups = 1;
@@ -321,9 +318,8 @@ struct ConvNorm {
     if (grad(bias)) {
       const auto [out, accumulate] = grad(bias).target();
       const Shape full{u.size() / u.extent(3), u.extent(3)};
-      broadcast_sum(
-          B{}, LoopNest<2>(full, {Shape{full[1]}, full}), [](S v) { return v; }, out, accumulate,
-          static_cast<const S*>(of_conv.data()));
+      broadcast_sum(B{}, LoopNest<2>(full, {Shape{full[1]}, full}), std::identity{}, out,
+                    accumulate, static_cast<const S*>(of_conv.data()));
     }
     if (grad(mask)) mask_vjp(r, grad(mask));
   }
@@ -342,10 +338,9 @@ struct ConvNorm {
     const NormGeometry& n = norm.geometry;
     const Shape full{n.samples, n.pixels, n.channels};
     const auto [out, accumulate] = grad.target();
-    broadcast_sum(
-        B{}, LoopNest<3>(full, {Shape{n.samples, 1, n.channels}, full, full}),
-        [](S a, S b) { return a * b; }, out, accumulate, static_cast<const S*>(du.data()),
-        static_cast<const S*>(conv.data()));
+    broadcast_sum(B{}, LoopNest<3>(full, {Shape{n.samples, 1, n.channels}, full, full}),
+                  std::multiplies<S>{}, out, accumulate, static_cast<const S*>(du.data()),
+                  static_cast<const S*>(conv.data()));
   }
   /// The weight as the kernels want it; made once for a weight that stays as it is. The plan of a
   /// convolution depends on the size of the image, so that is part of the key.
@@ -430,8 +425,7 @@ V conv_batch_norm(const V& x, const V& w, BatchNormState<typename V::Backend>& s
       x, w, parts);
 }
 
-// --- Resolution
-// -----------------------------------------------------------------------------------
+// --- Resolution --------------------------------------------------------------------------------
 
 /// An image plus an enlarged one.
 template <class B>

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <functional>
 
 #include <deq/tape/ops/elementwise.hpp>
 #include <deq/tape/ops/shape.hpp>
@@ -57,9 +58,8 @@ struct Normalization {
     if (r.grad[2]) {
       const auto [out, accumulate] = r.grad[2].target();
       const Shape full{geometry.samples, geometry.channels, geometry.pixels};
-      broadcast_sum(
-          B{}, LoopNest<2>(full, {Shape{1, geometry.channels, 1}, full}), [](S v) { return v; },
-          out, accumulate, r.cotangent.data());
+      broadcast_sum(B{}, LoopNest<2>(full, {Shape{1, geometry.channels, 1}, full}), std::identity{},
+                    out, accumulate, r.cotangent.data());
     }
   }
   static const S* weight(const Reverse<B>& r) {
@@ -125,6 +125,17 @@ auto layer_norm(const X& x, const W& weight, const V& bias,
   return reshape(group_norm(rows, 1, weight, bias, eps), shape);
 }
 
+namespace detail {
+/// (1 - momentum) old + momentum unbias now
+template <class S>
+struct RunningMean {
+  S momentum, unbias;
+  DEQ_HOST_DEVICE S operator()(S old, S now) const {
+    return (1 - momentum) * old + momentum * (unbias * now);
+  }
+};
+}  // namespace detail
+
 /// The running statistics of one batch normalisation; start at 0 and 1.
 template <class B>
 struct BatchNormState {
@@ -142,10 +153,8 @@ struct BatchNormState {
     using S = typename B::Scalar;
     const auto count = [&](Tensor<B>& running, const Tensor<B>& now, S unbias) {
       Tensor<B> next(running.shape());
-      elementwise(
-          B{}, next.size(),
-          [=](S old, S s) { return (1 - momentum) * old + momentum * (unbias * s); }, next.data(),
-          running.data(), now.data());
+      elementwise(B{}, next.size(), detail::RunningMean<S>{momentum, unbias}, next.data(),
+                  running.data(), now.data());
       running = std::move(next);
     };
     count(running_mean, mean, 1);
@@ -190,14 +199,17 @@ inline void require_batch(const char* name, const NormGeometry& g, const Shape& 
                       x);
 }
 
+template <class S>
+struct InverseDeviation {
+  S eps;
+  DEQ_HOST_DEVICE S operator()(S variance) const { return 1 / std::sqrt(variance + eps); }
+};
 /// 1 / sqrt(variance + eps).
 template <class B>
 Tensor<B> inverse_deviation(const Tensor<B>& variance, typename B::Scalar eps) {
   using S = typename B::Scalar;
   Tensor<B> inverse(variance.shape());
-  elementwise(
-      B{}, variance.size(), [=](S v) { return 1 / std::sqrt(v + eps); }, inverse.data(),
-      variance.data());
+  elementwise(B{}, variance.size(), InverseDeviation<S>{eps}, inverse.data(), variance.data());
   return inverse;
 }
 

@@ -43,8 +43,8 @@ struct SquaredNorm {
   }
   void vjp(const Reverse<B>& r) const {
     const Tensor<B>& x = r.input[0];
-    detail::broadcast_vjp<B>(
-        r.grad[0], x.shape(), [](S c, S v) { return 2 * c * v; }, r.cotangent, x);
+    detail::broadcast_vjp<B>(r.grad[0], x.shape(), detail::PullBack<detail::Square>{}, r.cotangent,
+                             x);
   }
 };
 

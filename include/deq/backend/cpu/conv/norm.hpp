@@ -67,7 +67,8 @@ void channel_moments(const NormGeometry& g, const S* x, const MomentParts<S>& mo
 template <class S>
 void group_statistics(const NormGeometry& g, const MomentParts<S>& moments, S* mean, S* variance) {
   const Index width = g.channels_per_statistic;
-  const Index samples = g.shared ? 1 : g.samples, parts = moments.parts * (g.samples / samples);
+  const Index samples = g.shared ? 1 : g.samples;
+  const Index parts = moments.parts * (g.shared ? g.samples : 1);
   for (Index n = 0; n < samples; ++n)
     for (Index group = 0; group < g.groups(); ++group) {
       const auto for_each_part = [&](auto&& body) {

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+// The two passes over a basis that a limited-memory method consists of. A block holds a chunk of
+// the one vector in registers while the chunks of the basis stream by: every stored number is read
+// once a pass.
+#pragma once
+
+#include <deq/backend/cuda/reduce.cuh>
+
+namespace deq::cuda {
+
+/// Sums that stand before the products with the basis in a row of parts: squared norms.
+inline constexpr int norms = 2;
+
+template <class S, class Load>
+__global__ void __launch_bounds__(threads)
+    project_kernel(Samples a, BasisView<const S> h, const Index* rank, Load load, S* part) {
+  const Index j = blockIdx.x, s = a[j];
+  if (s < 0) return;
+  constexpr int warps = threads / warp_threads;
+  const Index width = norms + h.capacity;
+  S* const of_warp = dynamic_shared<S>();  // warps x width
+  const Index warp = threadIdx.x / warp_threads;
+  const bool first_lane = threadIdx.x % warp_threads == 0;
+  const auto note = [&](Index k, S v) {
+    v = warp_sum(v);
+    if (first_lane) of_warp[warp * width + k] = v;
+  };
+
+  S x[numbers_a_thread] = {};
+  S norm[norms] = {};
+  for_each_in_chunk(h.dim, [&](Index i, int k) { x[k] = load(s, j, i, norm); });
+  for (int k = 0; k < norms; ++k) note(k, norm[k]);
+  const Index n = rank[s];
+  for (Index v = 0; v < n; ++v) {
+    const S* vector = h.vec(s, v);
+    S sum = 0;
+    for_each_in_chunk(h.dim, [&](Index i, int k) { sum += vector[i] * x[k]; });
+    note(norms + v, sum);
+  }
+  __syncthreads();
+  S* const row = part_of_block(part, width);
+  for (Index k = threadIdx.x; k < norms + n; k += threads) {
+    S sum = 0;
+    for (int w = 0; w < warps; ++w) sum += of_warp[w * width + k];
+    row[k] = sum;
+  }
+}
+/// out_s,i = h_s,i . x_s for i < rank_s, x_s's number i being load(sample, position, i, norm),
+/// which may add to two more sums; put(sample, k, sum) takes those.
+template <class S, class Load, class Put>
+void project(Samples a, BasisView<const S> h, const Index* rank, Load load, S* out, Put put) {
+  const Index width = norms + h.capacity;
+  const Scratch<S> part(a.count * divide_up(h.dim, chunk) * width);
+  Grid grid = chunks_of(a, h.dim);
+  grid.shared_bytes = static_cast<std::size_t>(threads / warp_threads * width) * sizeof(S);
+  launch(grid, project_kernel<S, Load>, a, h, rank, load, part.data());
+  add_chunks<S>(a, h.dim, width, part.data(), [=] __device__(Index s, Index k, S sum) {
+    if (k < norms)
+      put(s, k, sum);
+    else if (k - norms < rank[s])
+      out[s * h.capacity + k - norms] = sum;
+  });
+}
+
+/// y + sum_v c_v h_s,v, number i.
+template <class S>
+__device__ S combination(BasisView<const S> h, Index s, Index rank, const S* c, Index i, S y) {
+  const S* number = h.vec(s, 0) + i;
+  for (Index v = 0; v < rank; ++v) y += c[v] * number[v * h.dim];
+  return y;
+}
+
+}  // namespace deq::cuda

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+// How a precision multiplies. Shared memory holds words: one number of S, one tf32, or two bf16
+// that are neighbours along the sum. In words the fragments of all tensor core instructions used
+// here are the same: of A (16 x 8 words) thread (g, t) = (lane / 4, lane % 4) has the words
+// (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), of B (8 words x 8) the words (t, g), (t + 4, g),
+// of the sums (16 x 8) the numbers (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1). PTX ISA,
+// "Matrix Fragments for mma.m16n8k8" and "... m16n8k16".
+#pragma once
+
+#include <deq/backend/cuda/launch.cuh>
+#include <deq/backend/cuda/precision.hpp>
+
+namespace deq::cuda {
+
+template <class S, class Precision>
+struct Arithmetic;
+
+template <class S>
+struct Arithmetic<S, Strict> {
+  using Scalar = S;
+  using Word = S;
+  static constexpr int numbers = 1;  ///< a word
+  static constexpr bool tensor_cores = false;
+
+  __device__ static Word word(const S (&x)[numbers]) { return x[0]; }
+};
+
+template <>
+struct Arithmetic<float, Tf32> {
+  using Scalar = float;
+  using Word = unsigned;
+  static constexpr int numbers = 1;
+  static constexpr bool tensor_cores = true;
+
+#ifdef __CUDACC__
+  __device__ static Word word(const float (&x)[numbers]) {
+    Word w;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(w) : "f"(x[0]));
+    return w;
+  }
+  /// sum += a b
+  __device__ static void multiply(float (&sum)[4], const Word (&a)[4], const Word (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#else
+  static Word word(const float (&x)[numbers]) { return deq_emulation::to_tf32(x[0]); }
+  static void multiply(float (&sum)[4], const Word (&a)[4], const Word (&b)[2]) {
+    deq_emulation::mma_m16n8k8_tf32(sum, a, b);
+  }
+#endif
+};
+
+template <>
+struct Arithmetic<float, Bf16> {
+  using Scalar = float;
+  using Word = unsigned;
+  static constexpr int numbers = 2;
+  static constexpr bool tensor_cores = true;
+
+#ifdef __CUDACC__
+  __device__ static Word word(const float (&x)[numbers]) {
+    Word w;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(x[1]), "f"(x[0]));
+    return w;
+  }
+  /// sum += a b
+  __device__ static void multiply(float (&sum)[4], const Word (&a)[4], const Word (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#else
+  static Word word(const float (&x)[numbers]) { return deq_emulation::pack_bf16(x[0], x[1]); }
+  static void multiply(float (&sum)[4], const Word (&a)[4], const Word (&b)[2]) {
+    deq_emulation::mma_m16n8k16_bf16(sum, a, b);
+  }
+#endif
+};
+
+}  // namespace deq::cuda

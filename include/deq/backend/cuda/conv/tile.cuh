@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+// The one product that everything here is: a tile of C = A B by a block of threads, whatever A and
+// B are gathered from. While the tensor cores work on one stage of the sum in shared memory, the
+// numbers of the next are on their way to registers, where they are rounded before they are stored.
+#pragma once
+
+#include <deq/backend/cuda/conv/arithmetic.cuh>
+#include <deq/backend/cuda/reduce.cuh>
+
+namespace deq::cuda {
+
+/// Four words: what a thread moves at a time.
+template <class Word>
+struct alignas(4 * sizeof(Word)) Quad {
+  Word word[4];
+};
+
+/// Words of the sum in one stage.
+inline constexpr int stage_words = 16;
+
+/// A tile of `rows` x `columns` sums, by 8 warps; a warp has 32 rows of it.
+template <class A, int tile_rows, int tile_columns>
+struct Tile {
+  using Arithmetic = A;
+  using S = typename A::Scalar;
+  using Word = typename A::Word;
+  static constexpr int rows = tile_rows, columns = tile_columns;
+  static constexpr int stage = stage_words * A::numbers;  ///< numbers of the sum in one stage
+
+  static constexpr int warps = threads / warp_threads;
+  static constexpr int warps_down = rows / 32, warps_across = warps / warps_down;
+  static constexpr int warp_columns = columns / warps_across;
+  static_assert(rows % 32 == 0 && warps % warps_down == 0 && warp_columns % 8 == 0);
+  static constexpr int down = 2, across = warp_columns / 8;  ///< 16 x 8 products of a warp
+
+  // Lines are this long so that the threads of a warp meet in no bank of shared memory.
+  static constexpr int a_line = stage_words + 4, b_line = columns + 8, c_line = columns + 4;
+  static constexpr int a_size = rows * a_line, b_size = stage_words * b_line;
+  static constexpr std::size_t stage_bytes = (a_size + b_size) * sizeof(Word);
+  static constexpr std::size_t sum_bytes = rows * c_line * sizeof(S);
+  static constexpr std::size_t shared_bytes =
+      2 * stage_bytes > sum_bytes ? 2 * stage_bytes : sum_bytes;
+
+  static constexpr int a_quads = rows * stage_words / 4 / threads;
+  static constexpr int b_quads = (stage_words * columns / 4 + threads - 1) / threads;
+
+  /// Where warp, lane and thread are in the tile of sums.
+  struct Place {
+    int row, column, group, in_group;
+    __device__ Place() {
+      const int warp = static_cast<int>(threadIdx.x) / warp_threads,
+                lane = static_cast<int>(threadIdx.x) % warp_threads;
+      row = warp % warps_down * 32;
+      column = warp / warps_down * warp_columns;
+      group = lane / 4;
+      in_group = lane % 4;
+    }
+  };
+
+  S sum[down][across][4] = {};
+
+  /// sum = A B over `stages` stages. `a` and `b` have the next stage of the operands: for quad q of
+  /// this thread, load(q, stage) reads it and put(quad, q, memory) stores its four words.
+  template <class SourceA, class SourceB>
+  __device__ void multiply(SourceA& a, SourceB& b, int stages, Word* shared) {
+    typename SourceA::Loaded next_a[a_quads];
+    typename SourceB::Loaded next_b[b_quads];
+    const auto load = [&](int s) {
+      a.begin(s);
+#pragma unroll
+      for (int q = 0; q < a_quads; ++q) next_a[q] = a.load(q);
+      b.begin(s);
+#pragma unroll
+      for (int q = 0; q < b_quads; ++q) next_b[q] = b.load(q);
+    };
+    const auto put = [&](int s) {
+      Word* const to = shared + (s % 2) * (a_size + b_size);
+#pragma unroll
+      for (int q = 0; q < a_quads; ++q) a.put(next_a[q], q, to);
+#pragma unroll
+      for (int q = 0; q < b_quads; ++q) b.put(next_b[q], q, to + a_size);
+    };
+    if (stages > 0) {
+      load(0);
+      put(0);
+    }
+    for (int s = 0; s < stages; ++s) {
+      __syncthreads();
+      if (s + 1 < stages) load(s + 1);
+      const Word* const from = shared + (s % 2) * (a_size + b_size);
+      add_stage(from, from + a_size);
+      if (s + 1 < stages) put(s + 1);
+    }
+    __syncthreads();  // shared memory may be used for something else
+  }
+
+  /// The sums, row by row, in shared memory.
+  __device__ void spread(S* shared) const {
+    const Place at;
+#pragma unroll
+    for (int i = 0; i < down; ++i)
+#pragma unroll
+      for (int j = 0; j < across; ++j)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int row = at.row + 16 * i + at.group + 8 * (k / 2);
+          const int column = at.column + 8 * j + 2 * at.in_group + k % 2;
+          shared[row * c_line + column] = sum[i][j][k];
+        }
+    __syncthreads();
+  }
+
+ private:
+  __device__ void add_stage(const Word* a, const Word* b) {
+    const Place at;
+    a += (at.row + at.group) * a_line;
+    b += at.column;
+    if constexpr (A::tensor_cores) {
+#pragma unroll
+      for (int k = 0; k < stage_words; k += 8) {
+        Word of_a[down][4], of_b[across][2];
+#pragma unroll
+        for (int i = 0; i < down; ++i)
+#pragma unroll
+          for (int r = 0; r < 4; ++r)
+            of_a[i][r] = a[(16 * i + 8 * (r % 2)) * a_line + k + at.in_group + 4 * (r / 2)];
+#pragma unroll
+        for (int j = 0; j < across; ++j)
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+            of_b[j][r] = b[(k + at.in_group + 4 * r) * b_line + 8 * j + at.group];
+#pragma unroll
+        for (int i = 0; i < down; ++i)
+#pragma unroll
+          for (int j = 0; j < across; ++j) A::multiply(sum[i][j], of_a[i], of_b[j]);
+      }
+    } else {
+#pragma unroll 4
+      for (int k = 0; k < stage_words; ++k) {
+        S of_a[down][2], of_b[across][2];
+#pragma unroll
+        for (int i = 0; i < down; ++i)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) of_a[i][r] = a[(16 * i + 8 * r) * a_line + k];
+#pragma unroll
+        for (int j = 0; j < across; ++j)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) of_b[j][r] = b[k * b_line + 8 * j + 2 * at.in_group + r];
+#pragma unroll
+        for (int i = 0; i < down; ++i)
+#pragma unroll
+          for (int j = 0; j < across; ++j)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) sum[i][j][r] += of_a[i][r / 2] * of_b[j][r % 2];
+      }
+    }
+  }
+};
+
+}  // namespace deq::cuda

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+// The weight gradient of a convolution: patches transposed times cotangents, a sum over the pixels
+// of all samples, which are far more than the gradient has numbers. So the sum is cut into parts
+// for many blocks, and the parts are added up in one order.
+#pragma once
+
+#include <deq/backend/cuda/conv/implicit_gemm.cuh>
+
+namespace deq::cuda {
+
+/// Writes a tile of a product to rows `line` apart.
+template <class T>
+__device__ void write_product(Index rows, Index columns, Index first_row, Index first_column,
+                              const typename T::S* sums, typename T::S* c, Index line,
+                              bool accumulate) {
+  for (int i = static_cast<int>(threadIdx.x); i < T::rows * T::columns; i += threads) {
+    const Index row = first_row + i / T::columns, column = first_column + i % T::columns;
+    if (row >= rows || column >= columns) continue;
+    const auto sum = sums[i / T::columns * T::c_line + i % T::columns];
+    auto& to = c[row * line + column];
+    to = accumulate ? to + sum : sum;
+  }
+}
+
+template <class T, int width, int width_of_dy>
+__global__ void __launch_bounds__(threads)
+    weight_gradient_kernel(ImageMap map, const typename T::S* x, MatrixView<typename T::S> dy,
+                           Index terms, Index terms_a_part, typename T::S* parts) {
+  const Index first_row = static_cast<Index>(blockIdx.x) * T::rows,
+              first_column = static_cast<Index>(blockIdx.y) * T::columns;
+  const Index first = blockIdx.z * terms_a_part,
+              last = first + terms_a_part < terms ? first + terms_a_part : terms;
+  typename T::Word* const shared = dynamic_shared<typename T::Word>();
+  PatchesTransposed<T, width> a(map, x, first_row, first, last);
+  MatrixColumns<T, width_of_dy> b(dy, first_column, first, last);
+  T product;
+  product.multiply(a, b, static_cast<int>((last - first + T::stage - 1) / T::stage), shared);
+  auto* const sums = reinterpret_cast<typename T::S*>(shared);
+  product.spread(sums);
+  const Index columns = dy.extent;
+  write_product<T>(map.depth(), columns, first_row, first_column, sums,
+                   parts + blockIdx.z * map.depth() * columns, columns, false);
+}
+
+/// dw (O, C, kh, kw) (+)= the sum over all samples.
+template <class A, class S>
+void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate) {
+  const ImageMap map(g, false);
+  const Index depth = map.depth(), columns = g.out_channels, taps = g.kernel_size();
+  const Index channels = g.in_channels, terms = g.samples * map.out_pixels();
+  const TilePlan plan(depth, columns, 0);
+  constexpr Index least = 512;  // terms: fewer are not worth a part of their own
+  const SumPlan sum(terms, plan.row_tiles * plan.column_tiles, processors(), least);
+  const Scratch<S> parts(sum.parts * depth * columns);
+  with_tile(plan, [&](auto rows, auto tile_columns) {
+    using T = Tile<A, rows, tile_columns>;
+    with_width(channels, x, [&](auto width) {
+      with_width(columns, dy, [&](auto width_of_dy) {
+        launch({.x = plan.row_tiles,
+                .y = plan.column_tiles,
+                .z = sum.parts,
+                .shared_bytes = T::shared_bytes},
+               weight_gradient_kernel<T, width, width_of_dy>, map, x,
+               MatrixView<S>{dy, columns, 1, columns}, terms, sum.terms_a_part, parts.data());
+      });
+    });
+  });
+  const S* part = parts.data();
+  const Index count = sum.parts;
+  for_each_index(depth * columns, [=] __device__(Index i) {
+    // Neighbouring threads read neighbouring numbers of the parts.
+    const Index k = i / columns, o = i % columns, tap = k / channels, c = k % channels;
+    S total = 0;
+    for (Index p = 0; p < count; ++p) total += part[p * depth * columns + i];
+    S& to = dw[(o * channels + c) * taps + tap];
+    to = accumulate ? to + total : total;
+  });
+}
+
+}  // namespace deq::cuda

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+// How kernels are started, and the shapes of grid that most of them share.
+#pragma once
+
+#include <utility>
+
+#include <deq/backend/cuda/runtime.cuh>
+#include <deq/core/types.hpp>
+
+namespace deq::cuda {
+
+/// Threads a block of the kernels that only stream through memory.
+inline constexpr int threads = 256;
+
+template <class T>
+constexpr T divide_up(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+/// Multiprocessors of the device.
+inline Index processors() {
+  static const int count = [] {
+    int n = 0;
+    check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, 0), "count multiprocessors");
+    return n;
+  }();
+  return count;
+}
+
+/// Blocks and threads of a launch; with no blocks there is nothing to do.
+struct Grid {
+  Index x = 1, y = 1, z = 1;
+  int block = threads;
+  std::size_t shared_bytes = 0;
+};
+
+/// Runs kernel(arguments...) in the stream.
+template <class... Parameters, class... Arguments>
+void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  constexpr std::size_t unasked = 48 << 10;  // shared memory that a kernel gets without asking
+  if (grid.shared_bytes > unasked)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(grid.shared_bytes)),
+          "ask for shared memory");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+                        static_cast<unsigned>(grid.z));
+  config.blockDim = dim3(static_cast<unsigned>(grid.block));
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream();
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
+        "launch a kernel");
+}
+
+/// The shared memory of a launch with shared_bytes.
+#ifdef __CUDACC__
+template <class T>
+__device__ T* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char deq_dynamic_shared[];
+  return reinterpret_cast<T*>(deq_dynamic_shared);
+}
+#else
+template <class T>
+T* dynamic_shared() {
+  return static_cast<T*>(deq_emulation::dynamic_shared());
+}
+#endif
+
+/// Which of the threads of a one-dimensional grid this is.
+__device__ inline Index thread_index() {
+  return static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+template <class Body>
+__global__ void index_kernel(Index n, Body body) {
+  const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
+  for (Index i = thread_index(); i < n; i += stride) body(i);
+}
+/// A thread for each of n indices, or for several of them.
+inline Grid grid_of(Index n) {
+  constexpr Index most = 1 << 16;  // enough for every device
+  const Index blocks = divide_up<Index>(n, threads);
+  return {.x = blocks < most ? blocks : most};
+}
+/// body(i) for i in [0, n), neighbours by neighbouring threads.
+template <class Body>
+void for_each_index(Index n, Body body) {
+  launch(grid_of(n), index_kernel<Body>, n, body);
+}
+
+/// Numbers of a sample that one block works on.
+inline constexpr int numbers_a_thread = 16;
+inline constexpr Index chunk = threads * numbers_a_thread;
+
+/// body(i) for the numbers i < dim of this block's chunk.
+template <class Body>
+__device__ void for_each_in_chunk(Index dim, Body&& body) {
+  const Index first = static_cast<Index>(blockIdx.y) * chunk + threadIdx.x;
+#pragma unroll
+  for (int k = 0; k < numbers_a_thread; ++k) {
+    const Index i = first + k * threads;
+    if (i < dim) body(i, k);
+  }
+}
+inline Grid chunks_of(Samples a, Index dim) { return {.x = a.count, .y = divide_up(dim, chunk)}; }
+
+template <class Body>
+__global__ void __launch_bounds__(threads) number_kernel(Samples a, Index dim, Body body) {
+  const Index j = blockIdx.x, s = a[j];
+  if (s < 0) return;
+  for_each_in_chunk(dim, [&](Index i, int) { body(s, j, i); });
+}
+/// body(sample, position, i) for the numbers i < dim of every sample.
+template <class Body>
+void for_each_number(Samples a, Index dim, Body body) {
+  launch(chunks_of(a, dim), number_kernel<Body>, a, dim, body);
+}
+
+}  // namespace deq::cuda

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+// The convolutions of channels-last images (tape/ops/nhwc.hpp): the engine of backend/cuda/conv as
+// the tape calls it.
+#pragma once
+
+#include <deq/backend/cuda/conv/weight_gradient.cuh>
+#include <deq/backend/cuda/cuda.cuh>
+#include <deq/backend/cuda/moments.cuh>
+
+namespace deq {
+
+/// Numbers of a weight packed for the convolution, or for its transpose.
+template <class S, class P>
+Index nhwc_packed_size(Cuda<S, P>, const Conv2dGeometry& g, bool transposed) {
+  const cuda::ImageMap map(g, transposed);
+  return cuda::PackedWeight(map.depth(), map.out_channels).size();
+}
+template <class S, class P>
+void nhwc_pack(Cuda<S, P>, const Conv2dGeometry& g, bool transposed, const S* w, S* packed) {
+  cuda::pack_weight<cuda::Arithmetic<S, P>>(g, transposed, w, packed);
+}
+
+/// u = (x * w + bias) mask + addend.
+template <class S, class P>
+void nhwc_conv2d(Cuda<S, P>, const Conv2dGeometry& g, const S* x, const S* packed,
+                 const NhwcConvParts<S>& parts, S* u) {
+  cuda::convolve<cuda::Arithmetic<S, P>, S>(cuda::ImageMap(g, false), x, packed, {parts, u});
+}
+/// dx (+)= the transpose of the convolution applied to dy.
+template <class S, class P>
+void nhwc_conv2d_vjp_input(Cuda<S, P>, const Conv2dGeometry& g, const S* packed, const S* dy, S* dx,
+                           bool accumulate) {
+  cuda::convolve<cuda::Arithmetic<S, P>, S>(cuda::ImageMap(g, true), dy, packed,
+                                            {{.addend = accumulate ? dx : nullptr}, dx});
+}
+/// dw (+)= sum over the samples; dw is (out, in, kernel height, kernel width).
+template <class S, class P>
+void nhwc_conv2d_vjp_weight(Cuda<S, P>, const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
+                            bool accumulate) {
+  cuda::weight_gradient<cuda::Arithmetic<S, P>>(g, x, dy, dw, accumulate);
+}
+/// u = (x * w + bias) mask + addend, and mean and biased variance of the groups of u.
+template <class S, class P>
+void nhwc_conv2d_statistics(Cuda<S, P>, const Conv2dGeometry& g, const NormGeometry& n, const S* x,
+                            const S* packed, const NhwcConvParts<S>& parts, S* u, S* mean,
+                            S* variance) {
+  const cuda::ImageMap map(g, false);
+  const Index a_sample = cuda::Segments(map.out_pixels()).a_sample;
+  const cuda::Scratch<S> moments(g.samples * a_sample *
+                                 cuda::MomentParts<S>::part_size(n.channels));
+  cuda::convolve<cuda::Arithmetic<S, P>, S>(map, x, packed, {parts, u, moments.data()});
+  cuda::group_statistics_of_moments(n, a_sample, moments.data(), mean, variance);
+}
+
+}  // namespace deq

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+// Sums. The order of the terms is fixed by the extents alone, so that a result has the same bits
+// in every run.
+#pragma once
+
+#include <deq/backend/array.hpp>
+#include <deq/backend/cuda/launch.cuh>
+
+namespace deq::cuda {
+
+inline constexpr int warp_threads = 32;
+
+/// The sum over a warp, in every thread of it.
+template <class S>
+__device__ S warp_sum(S v) {
+#pragma unroll
+  for (int distance = warp_threads / 2; distance > 0; distance /= 2)
+    v += __shfl_xor_sync(0xffffffffu, v, distance);
+  return v;
+}
+
+/// The sums of K numbers over a block of `threads`, in thread 0.
+template <int K, class S>
+__device__ void block_sum(S (&v)[K]) {
+  constexpr int warps = threads / warp_threads;
+  __shared__ S of_warp[K][warps];
+  const int warp = static_cast<int>(threadIdx.x) / warp_threads,
+            lane = static_cast<int>(threadIdx.x) % warp_threads;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    v[k] = warp_sum(v[k]);
+    if (lane == 0) of_warp[k][warp] = v[k];
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      v[k] = 0;
+      for (int w = 0; w < warps; ++w) v[k] += of_warp[k][w];
+    }
+  }
+  __syncthreads();  // the next sum may begin
+}
+
+/// Memory for the length of a few launches: what comes after them in the stream may have it next.
+template <class T>
+using Scratch = Array<PooledMemory, T>;
+
+// --- Sums over the numbers of each sample
+// --------------------------------------------------------- A sample is many chunks. Each writes
+// its part of `width` sums to a row of its own; a second, small kernel adds them up.
+
+template <class S, class Put>
+__global__ void add_chunks_kernel(Samples a, Index chunks, Index width, const S* part, Put put) {
+  const Index index = thread_index(), j = index / width, k = index % width;
+  if (j >= a.count || a[j] < 0) return;
+  const S* row = part + j * chunks * width + k;
+  S sum = 0;
+  for (Index c = 0; c < chunks; ++c) sum += row[c * width];
+  put(a[j], k, sum);
+}
+/// put(sample, k, sum) for k < width. Parts that nobody wrote give sums that nobody may use.
+template <class S, class Put>
+void add_chunks(Samples a, Index dim, Index width, const S* part, Put put) {
+  launch({.x = divide_up<Index>(a.count * width, threads)}, add_chunks_kernel<S, Put>, a,
+         divide_up(dim, chunk), width, part, put);
+}
+/// The row of this block.
+template <class S>
+__device__ S* part_of_block(S* part, Index width) {
+  return part + (static_cast<Index>(blockIdx.x) * gridDim.y + blockIdx.y) * width;
+}
+
+template <int K, class S, class Term>
+__global__ void __launch_bounds__(threads)
+    sample_sums_kernel(Samples a, Index dim, Term term, S* part) {
+  const Index j = blockIdx.x, s = a[j];
+  if (s < 0) return;
+  S sum[K] = {};
+  for_each_in_chunk(dim, [&](Index i, int) { term(s, j, i, sum); });
+  block_sum(sum);
+  if (threadIdx.x == 0)
+    for (int k = 0; k < K; ++k) part_of_block(part, K)[k] = sum[k];
+}
+/// term(sample, position, i, sum) adds number i to the K sums of its sample; put(sample, k, sum)
+/// takes them.
+template <int K, class S, class Term, class Put>
+void sample_sums(Samples a, Index dim, Term term, Put put) {
+  const Scratch<S> part(a.count * divide_up(dim, chunk) * K);
+  launch(chunks_of(a, dim), sample_sums_kernel<K, S, Term>, a, dim, term, part.data());
+  add_chunks<S>(a, dim, K, part.data(), put);
+}
+
+}  // namespace deq::cuda

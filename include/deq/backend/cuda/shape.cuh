@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <deq/backend/cuda/cuda.cuh>
+#include <deq/backend/cuda/pointwise.cuh>
+#include <deq/backend/geometry.hpp>
+
+namespace deq {
+
+namespace cuda {
+
+/// Rows and columns of the square that a block transposes.
+inline constexpr int tile = 32;
+
+/// Matrices, one a sample, those of x `x_stride` apart, those of y `y_stride`.
+struct TransposeGeometry {
+  Index samples, rows, columns, x_stride, y_stride;
+
+  DEQ_HOST_DEVICE Index row_tiles() const { return divide_up<Index>(rows, tile); }
+  DEQ_HOST_DEVICE Index column_tiles() const { return divide_up<Index>(columns, tile); }
+};
+
+/// Through shared memory, so that both sides of it are read and written along their rows.
+template <class S>
+__global__ void __launch_bounds__(threads)
+    transpose_kernel(TransposeGeometry g, const S* x, S* y, bool accumulate) {
+  __shared__ S square[tile][tile + 1];  // the columns in different banks
+  const Index block = blockIdx.x, row_block = block / g.column_tiles();
+  const Index column = block % g.column_tiles() * tile, row = row_block % g.row_tiles() * tile;
+  const Index sample = row_block / g.row_tiles();
+  const int lane = static_cast<int>(threadIdx.x) % tile,
+            first = static_cast<int>(threadIdx.x) / tile;
+  constexpr int step = threads / tile;
+
+  x += sample * g.x_stride + row * g.columns + column;
+#pragma unroll
+  for (int k = first; k < tile; k += step)
+    if (row + k < g.rows && column + lane < g.columns) square[k][lane] = x[k * g.columns + lane];
+  __syncthreads();
+  y += sample * g.y_stride + column * g.rows + row;
+#pragma unroll
+  for (int k = first; k < tile; k += step)
+    if (column + k < g.columns && row + lane < g.rows)
+      put(y[k * g.rows + lane], square[lane][k], accumulate);
+}
+template <class S>
+void transpose(const TransposeGeometry& g, const S* x, S* y, bool accumulate) {
+  launch({.x = g.samples * g.row_tiles() * g.column_tiles()}, transpose_kernel<S>, g, x, y,
+         accumulate);
+}
+
+}  // namespace cuda
+
+/// to_i (+)= from_i for every strip i.
+template <class S>
+void copy_strips(Cuda<S>, const StripGeometry& g, const S* from, S* to, bool accumulate) {
+  cuda::for_each_index(g.count * g.length, [=] __device__(Index k) {
+    const Index strip = k / g.length, i = k % g.length;
+    cuda::put(to[strip * g.to_stride + i], from[strip * g.from_stride + i], accumulate);
+  });
+}
+
+/// y (cols x rows) (+)= x^T, x (rows x cols).
+template <class S>
+void transpose_matrix(Cuda<S>, Index rows, Index cols, const S* x, S* y, bool accumulate) {
+  cuda::transpose({1, rows, cols, 0, 0}, x, y, accumulate);
+}
+
+/// Images of `pixels` x `channels`, one a sample, those of x `x_stride` apart, to the other order
+/// of the two, those of y `y_stride` apart.
+template <class S>
+void nhwc_transpose(Cuda<S>, Index samples, Index rows, Index columns, const S* x, Index x_stride,
+                    S* y, Index y_stride, bool accumulate) {
+  cuda::transpose({samples, rows, columns, x_stride, y_stride}, x, y, accumulate);
+}
+
+}  // namespace deq

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: MIT
+#include <deq/backend/cuda/cuda.cuh>
+
+#define DEQ_CONTRACT_BACKENDS deq::Cuda<float>, deq::Cuda<double>
+#include "support/backend_contract.hpp"

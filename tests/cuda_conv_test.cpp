@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT
+// The convolutions and matrix products of the CUDA backend against those of the CPU, in every
+// precision, and what the host plans for them.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <deq/backend/cpu/kernels.hpp>
+#include <deq/backend/cuda/conv.cuh>
+#include <deq/backend/cuda/gemm.cuh>
+#include <deq/backend/cuda/nhwc_conv.cuh>
+
+#include "support/maps.hpp"
+#include "support/two_backends.hpp"
+
+using namespace deq;
+using namespace deq_test;
+
+namespace {
+
+using CudaTf32 = Cuda<float, cuda::Tf32>;
+using CudaBf16 = Cuda<float, cuda::Bf16>;
+#define DEQ_PRECISIONS Cuda<double>, Cuda<float>, CudaTf32, CudaBf16
+
+template <class B>
+struct UnitRoundoff;
+template <class S>
+struct UnitRoundoff<Cuda<S>> {
+  static constexpr double value = std::numeric_limits<S>::epsilon() / 2;
+};
+template <>
+struct UnitRoundoff<CudaTf32> {
+  static constexpr double value = 0x1p-11;
+};
+template <>
+struct UnitRoundoff<CudaBf16> {
+  static constexpr double value = 0x1p-8;
+};
+
+/// What a sum of `terms` products of numbers below 1 may be off by: two roundings a product, which
+/// are independent, and the rounding of partial sums.
+template <class B>
+double tolerance(Index terms) {
+  const double n = static_cast<double>(terms);
+  return 8 * UnitRoundoff<B>::value * std::sqrt(n) +
+         4 * std::numeric_limits<typename B::Scalar>::epsilon() * n;
+}
+
+/// Channels in fours and not, tiles that are full and not, strides, 1 x 1, many samples a tile.
+const std::vector<Conv2dGeometry> geometries{
+    {2, 24, 8, 8, 24, 3, 3, 1, 1}, {3, 3, 5, 7, 10, 3, 3, 1, 1},   {2, 8, 9, 9, 40, 3, 3, 2, 1},
+    {2, 32, 4, 4, 70, 1, 1, 1, 0}, {1, 5, 6, 6, 6, 3, 3, 2, 1},    {1, 12, 12, 11, 33, 3, 3, 1, 1},
+    {3, 16, 2, 2, 8, 3, 3, 1, 1},  {1, 64, 6, 6, 128, 3, 3, 2, 1}, {2, 7, 3, 3, 5, 2, 2, 1, 0},
+};
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("A convolution and its gradients", B, DEQ_PRECISIONS) {
+  using S = typename B::Scalar;
+  for (const Conv2dGeometry& g : geometries) {
+    CAPTURE(g.in_channels);
+    CAPTURE(g.height);
+    CAPTURE(g.out_channels);
+    const Index in = g.samples * g.in_channels * g.in_pixels(),
+                out = g.samples * g.out_channels * g.out_pixels(),
+                size = g.out_channels * g.patch();
+    for (const bool rich : {false, true}) {
+      CAPTURE(rich);
+      both<B>({random(in, 1), random(size, 2), random(g.out_channels, 3),
+               random(g.samples * g.out_channels, 4), random(out, 5)},
+              {out}, tolerance<B>(g.patch()), [&](auto backend, auto x, auto y) {
+                const auto packed = scratch(backend, nhwc_packed_size(backend, g, false));
+                nhwc_pack(backend, g, false, x[1], packed.data());
+                NhwcConvParts<S> parts;
+                if (rich) parts = {x[2], x[3], x[4]};
+                nhwc_conv2d(backend, g, x[0], packed.data(), parts, y[0]);
+              });
+      both<B>({random(size, 2), random(out, 5), random(in, 6)}, {in},
+              tolerance<B>(g.out_channels * g.kernel_size()), [&](auto backend, auto x, auto y) {
+                const auto packed = scratch(backend, nhwc_packed_size(backend, g, true));
+                nhwc_pack(backend, g, true, x[0], packed.data());
+                if (rich) copy(backend, x[2], y[0], in);
+                nhwc_conv2d_vjp_input(backend, g, packed.data(), x[1], y[0], rich);
+              });
+      both<B>({random(in, 1), random(out, 5), random(size, 7)}, {size},
+              tolerance<B>(g.samples * g.out_pixels()), [&](auto backend, auto x, auto y) {
+                if (rich) copy(backend, x[2], y[0], size);
+                nhwc_conv2d_vjp_weight(backend, g, x[0], x[1], y[0], rich);
+              });
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("Statistics taken while a convolution writes", B, DEQ_PRECISIONS) {
+  for (const Conv2dGeometry& g : geometries)
+    for (const bool shared : {false, true}) {
+      NormGeometry n{g.samples, g.out_channels, g.out_pixels(), g.out_channels, shared};
+      if (shared) n.channels_per_statistic = 1;
+      if (!shared && g.out_channels % 2 == 0) n.channels_per_statistic = g.out_channels / 2;
+      const Index in = g.samples * g.in_channels * g.in_pixels(),
+                  out = g.samples * g.out_channels * g.out_pixels();
+      const Index statistics = (shared ? 1 : g.samples) * n.groups();
+      both<B>({random(in, 1), random(g.out_channels * g.patch(), 2), random(g.out_channels, 3)},
+              {out, statistics, statistics}, 4 * tolerance<B>(g.patch()),
+              [&](auto backend, auto x, auto y) {
+                const auto packed = scratch(backend, nhwc_packed_size(backend, g, false));
+                nhwc_pack(backend, g, false, x[1], packed.data());
+                nhwc_conv2d_statistics(backend, g, n, x[0], packed.data(), {.bias = x[2]}, y[0],
+                                       y[1], y[2]);
+              });
+    }
+}
+
+TEST_CASE_TEMPLATE("A convolution of NCHW images and its gradients", B, DEQ_PRECISIONS) {
+  for (const Conv2dGeometry& g : geometries) {
+    const Index in = g.samples * g.in_channels * g.in_pixels(),
+                out = g.samples * g.out_channels * g.out_pixels(),
+                size = g.out_channels * g.patch();
+    both<B>({random(in, 1), random(size, 2), random(g.out_channels, 3), random(out, 4)},
+            {out, in, size}, tolerance<B>(std::max(g.samples * g.out_pixels(), g.patch() * 8)),
+            [&](auto backend, auto x, auto y) {
+              conv2d_forward(backend, g, x[0], x[1], x[2], y[0]);
+              conv2d_vjp_input(backend, g, x[1], x[3], y[1], false);
+              conv2d_vjp_weight(backend, g, x[0], x[3], y[2], false);
+            });
+  }
+}
+
+TEST_CASE_TEMPLATE("Products of matrices", B, DEQ_PRECISIONS) {
+  for (const auto& [m, n, k] : std::vector<std::array<Index, 3>>{
+           {1, 1, 1}, {5, 7, 3}, {70, 33, 40}, {130, 65, 17}, {3, 200, 129}, {64, 10, 0}})
+    for (int variant = 0; variant < 8; ++variant) {
+      const GemmGeometry g{m, n, k, (variant & 1) != 0, (variant & 2) != 0};
+      const bool accumulate = (variant & 4) != 0;
+      both<B>({random(m * k, 1), random(k * n, 2), random(m * n, 3)}, {m * n}, tolerance<B>(k + 1),
+              [&, size = m * n](auto backend, auto x, auto y) {
+                if (accumulate) copy(backend, x[2], y[0], size);
+                gemm(backend, g, x[0], x[1], y[0], accumulate);
+              });
+      if (g.transpose_a) continue;
+      both<B>({random(m * k, 1), random(k * n, 2), random(m * n, 3)}, {m * n}, tolerance<B>(k + 1),
+              [&](auto backend, auto x, auto y) {
+                const auto packed = scratch(backend, gemm_packed_size(backend, g.n, g.k));
+                gemm_pack(backend, g.n, g.k, g.transpose_b, x[1], packed.data());
+                if (accumulate) copy(backend, x[2], y[0], g.m * g.n);
+                gemm_packed(backend, g.m, g.n, g.k, x[0], packed.data(), y[0], accumulate);
+              });
+    }
+}
+
+TEST_CASE_TEMPLATE("A sample's bits do not depend on the batch", B, DEQ_PRECISIONS) {
+  using S = typename B::Scalar;
+  Conv2dGeometry g{7, 24, 8, 8, 40, 3, 3, 1, 1};
+  const Index in = g.in_channels * g.in_pixels(), out = g.out_channels * g.out_pixels();
+  const auto convolve = [&](Index first, Index samples) {
+    g.samples = samples;
+    return run<B>({random(7 * in, 1), random(g.out_channels * g.patch(), 2)}, {samples * out},
+                  [&](auto backend, auto x, auto y) {
+                    const auto packed = scratch(backend, nhwc_packed_size(backend, g, false));
+                    nhwc_pack(backend, g, false, x[1], packed.data());
+                    nhwc_conv2d(backend, g, x[0] + first * in, packed.data(), {}, y[0]);
+                  })[0];
+  };
+  const std::vector<S> all = convolve(0, 7);
+  for (const Index s : {Index{0}, Index{3}, Index{6}}) {
+    const std::vector<S> alone = convolve(s, 1);
+    CHECK(same_bits(alone.data(), all.data() + s * out, out));
+  }
+}
+
+TEST_CASE("An image map finds the pixels that a convolution reads, and its transpose finds back") {
+  for (const Conv2dGeometry& g : geometries) {
+    const cuda::ImageMap there(g, false), back(g, true);
+    CHECK(there.depth() == g.patch());
+    CHECK(back.out_channels == g.in_channels);
+    bool right = true, mutual = true;
+    for (int y = 0; y < there.out_height; ++y)
+      for (int tap = 0; tap < there.kernel_height; ++tap) {
+        const int line = there.line(there.origin(y), tap, there.height);
+        const int expected = y * there.stride - there.padding + tap;
+        right = right && line == (expected >= 0 && expected < there.height ? expected : -1);
+        if (line >= 0) mutual = mutual && back.line(back.origin(line), tap, back.height) == y;
+      }
+    // Whatever the transpose reads, the convolution had written from there.
+    for (int y = 0; y < back.out_height; ++y)
+      for (int tap = 0; tap < back.kernel_height; ++tap) {
+        const int line = back.line(back.origin(y), tap, back.height);
+        if (line >= 0) mutual = mutual && there.line(there.origin(line), tap, there.height) == y;
+      }
+    CHECK(right);
+    CHECK(mutual);
+  }
+}
+
+TEST_CASE("Segments hold the pixels of one sample, every pixel once") {
+  for (const int pixels : {1, 15, 16, 17, 31, 32, 33, 64, 100, 1024}) {
+    const cuda::Segments segments(pixels);
+    CHECK((segments.rows == 16 || segments.rows == 32));
+    constexpr Index samples = 3;
+    std::vector<int> seen(static_cast<std::size_t>(samples * pixels));
+    bool one_sample = true;
+    for (Index i = 0; i < segments.rows_of(samples); ++i) {
+      const auto row = segments.row(i), first = segments.row(i - i % segments.rows);
+      one_sample = one_sample && row.sample == first.sample;
+      if (row.pixel < pixels) ++seen[static_cast<std::size_t>(row.sample * pixels + row.pixel)];
+    }
+    CHECK(one_sample);
+    CHECK(std::all_of(seen.begin(), seen.end(), [](int n) { return n == 1; }));
+  }
+}
+
+TEST_CASE("Tiles cover the product, and are small where large ones would be few") {
+  for (const Index rows : {1, 63, 64, 65, 2048, 131072})
+    for (const Index columns : {1, 24, 32, 33, 64, 65, 256, 1000})
+      for (const Index processors : {1, 132}) {
+        const cuda::TilePlan plan(rows, columns, processors);
+        CHECK(plan.row_tiles * plan.rows >= rows);
+        CHECK((plan.row_tiles - 1) * plan.rows < rows);
+        CHECK(plan.column_tiles * plan.columns >= columns);
+        CHECK((plan.column_tiles - 1) * plan.columns < columns);
+        CHECK(plan.column_tiles * plan.columns <= cuda::PackedWeight(1, columns).columns);
+        if (plan.rows == 64) CHECK((rows + 127) / 128 * plan.column_tiles < 2 * processors);
+      }
+}
+
+TEST_CASE("A long sum is cut into parts of whole blocks that make it up") {
+  for (const Index terms : {0, 1, 511, 512, 513, 32768, 131072})
+    for (const Index tiles : {1, 5, 72, 1000}) {
+      const cuda::SumPlan plan(terms, tiles, 132, 512);
+      CHECK(plan.parts >= 1);
+      CHECK(plan.terms_a_part % 512 == 0);
+      CHECK(plan.parts * plan.terms_a_part >= terms);
+      CHECK((plan.parts - 1) * plan.terms_a_part < std::max<Index>(terms, 1));
+      CHECK((plan.parts == 1 || (plan.parts - 1) * tiles <= 2 * 132));
+    }
+}

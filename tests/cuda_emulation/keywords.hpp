@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT
+// The keywords of CUDA C++ as a host compiler takes them.
+#pragma once
+
+#define DEQ_CUDA_EMULATION 1
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define __grid_constant__
+/// Blocks run one after the other, so that one instance serves all of them.
+#define __shared__ static

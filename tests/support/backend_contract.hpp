@@ -1,0 +1,610 @@
+// SPDX-License-Identifier: MIT
+// What backend/concept.hpp promises, primitive by primitive, for the backends in the list
+// DEQ_CONTRACT_BACKENDS, which a test program defines before it includes this.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <deq/backend/array.hpp>
+#include <deq/backend/concept.hpp>
+#include <deq/core/parallel.hpp>
+
+#include "support/maps.hpp"
+
+using namespace deq;
+using namespace deq_test;
+
+namespace {
+
+constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+
+/// A host vector that also lives in the memory of backend B.
+template <class B, class T = typename B::Scalar>
+class Mirror {
+ public:
+  explicit Mirror(std::vector<T> values)
+      : array_(static_cast<Index>(values.size())), host_(std::move(values)) {
+    B::upload_bytes(array_.data(), host_.data(), host_.size() * sizeof(T));
+  }
+  T* data() { return array_.data(); }
+  BatchView<T> batch(Index dim) { return {array_.data(), dim, array_.size() / dim}; }
+  BasisView<T> basis(Index dim, Index capacity) { return {array_.data(), dim, capacity}; }
+  /// The numbers as the backend has them now.
+  std::vector<T> now() const {
+    std::vector<T> values(host_.size());
+    B::download_bytes(values.data(), array_.data(), values.size() * sizeof(T));
+    return values;
+  }
+  /// The numbers as they were at first.
+  const std::vector<T>& before() const { return host_; }
+
+ private:
+  Array<B, T> array_;
+  std::vector<T> host_;
+};
+
+template <class B>
+Mirror<B> random_batch(Index n, std::uint32_t seed) {
+  std::vector<typename B::Scalar> x;
+  for (const double xi : Random(seed).vector(n)) x.push_back(static_cast<typename B::Scalar>(xi));
+  return Mirror<B>(std::move(x));
+}
+template <class B>
+Mirror<B> numbers(std::vector<double> values) {
+  std::vector<typename B::Scalar> x;
+  for (const double xi : values) x.push_back(static_cast<typename B::Scalar>(xi));
+  return Mirror<B>(std::move(x));
+}
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+/// Six samples, of which 1, 3 and 4 are active; dimensions around the widths of vector registers
+/// and panels.
+constexpr Index count = 6;
+const std::vector<Index> active{1, 3, 4};
+bool is_active(Index s) { return std::find(active.begin(), active.end(), s) != active.end(); }
+constexpr Index dims[]{1, 3, 16, 33, 2048, 2100};
+
+template <class S>
+bool near(S x, double expected, double scale) {
+  return std::abs(static_cast<double>(x) - expected) <=
+         64 * static_cast<double>(std::numeric_limits<S>::epsilon()) * scale;
+}
+
+/// Compares a batch with expected(s, i) for active samples, and with what it was before for the
+/// others.
+template <class B, class Expected>
+void check_batch(const Mirror<B>& x, Index dim, Expected expected) {
+  using S = typename B::Scalar;
+  const auto now = x.now();
+  bool right = true, untouched = true;
+  for (Index s = 0; s < count; ++s)
+    for (Index i = 0; i < dim; ++i) {
+      const std::size_t k = at(s * dim + i);
+      if (is_active(s)) {
+        right = right && near(now[k], static_cast<double>(expected(s, i)), 4);
+      } else {
+        const S before = x.before()[k];
+        untouched = untouched && std::memcmp(&now[k], &before, sizeof(S)) == 0;
+      }
+    }
+  CHECK_MESSAGE(right, "dim ", dim);
+  CHECK_MESSAGE(untouched, "dim ", dim);
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("A backend moves bytes between host and its own memory", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  auto x = random_batch<B>(100, 1);
+  Array<B> y(100);
+  B::copy_bytes(y.data(), x.data(), 100 * sizeof(S));
+  std::vector<S> back(100);
+  B::download_bytes(back.data(), y.data(), 100 * sizeof(S));
+  CHECK(back == x.before());
+  B::copy_bytes(nullptr, nullptr, 0);
+  B::upload_bytes(nullptr, nullptr, 0);
+  B::download_bytes(nullptr, nullptr, 0);
+  B::fill(y.data() + 10, 20, S(3));
+  B::download_bytes(back.data(), y.data(), 100 * sizeof(S));
+  for (Index i = 0; i < 100; ++i)
+    CHECK(back[at(i)] == (i >= 10 && i < 30 ? S(3) : x.before()[at(i)]));
+}
+
+TEST_CASE_TEMPLATE("An array keeps its memory until it must grow", B, DEQ_CONTRACT_BACKENDS) {
+  Array<B> x;
+  CHECK(x.size() == 0);
+  x.resize(0);
+  x.resize(10);
+  const auto* first = x.data();
+  x.resize(3);
+  CHECK(x.data() == first);
+  x.resize(10);
+  CHECK(x.data() == first);
+  CHECK(x.bytes() >= 10 * static_cast<Index>(sizeof(typename B::Scalar)));
+  Array<B> y = std::move(x);
+  CHECK(y.data() == first);
+  const BasisView<typename B::Scalar> h = y.basis(2, 3, 4);
+  CHECK(y.size() == 24);
+  CHECK(h.vec(2, 1) - h.vec(0, 0) == (2 * 3 + 1) * 2);
+}
+
+TEST_CASE_TEMPLATE("Gather, scatter and copy move active columns and leave the others alone", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  for (const Index dim : dims) {
+    auto whole = random_batch<B>(dim * count, 2), compact = random_batch<B>(dim * 3, 3);
+    const auto packed_before = compact.before();
+    auto scattered = random_batch<B>(dim * count, 4), copied = random_batch<B>(dim * count, 5);
+    B::scatter(a, compact.batch(dim), scattered.batch(dim));
+    check_batch(scattered, dim, [&](Index s, Index i) {
+      const Index j = std::find(active.begin(), active.end(), s) - active.begin();
+      return packed_before[at(j * dim + i)];
+    });
+    B::gather(a, whole.batch(dim), compact.batch(dim));
+    const auto packed = compact.now();
+    bool right = true;
+    for (Index j = 0; j < 3; ++j)
+      for (Index i = 0; i < dim; ++i)
+        right = right && packed[at(j * dim + i)] == whole.before()[at(active[at(j)] * dim + i)];
+    CHECK(right);
+    B::copy(a, whole.batch(dim), copied.batch(dim));
+    check_batch(copied, dim, [&](Index s, Index i) { return whole.before()[at(s * dim + i)]; });
+  }
+}
+
+TEST_CASE_TEMPLATE("The residual is F - Z with both squared norms, also in place of Z", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  for (const Index dim : dims)
+    for (const bool in_place : {false, true}) {
+      auto f = random_batch<B>(dim * 3, 6), z = random_batch<B>(dim * count, 7),
+           g = random_batch<B>(dim * count, 8);
+      auto gg = numbers<B>({-1, -2, -3, -4, -5, -6}), ff = numbers<B>({-1, -2, -3, -4, -5, -6});
+      B::residual(a, f.batch(dim), z.batch(dim), (in_place ? z : g).batch(dim), gg.data(),
+                  ff.data());
+      const auto expected = [&](Index s, Index i) {
+        const Index j = std::find(active.begin(), active.end(), s) - active.begin();
+        return f.before()[at(j * dim + i)] - z.before()[at(s * dim + i)];
+      };
+      check_batch(in_place ? z : g, dim, expected);
+      const auto gg_now = gg.now(), ff_now = ff.now();
+      for (Index s = 0; s < count; ++s) {
+        if (!is_active(s)) {
+          CHECK(gg_now[at(s)] == gg.before()[at(s)]);
+          CHECK(ff_now[at(s)] == ff.before()[at(s)]);
+          continue;
+        }
+        double g_sum = 0, f_sum = 0;
+        const Index j = std::find(active.begin(), active.end(), s) - active.begin();
+        for (Index i = 0; i < dim; ++i) {
+          g_sum += std::pow(static_cast<double>(expected(s, i)), 2);
+          f_sum += std::pow(static_cast<double>(f.before()[at(j * dim + i)]), 2);
+        }
+        CHECK(near(gg_now[at(s)], g_sum, g_sum));
+        CHECK(near(ff_now[at(s)], f_sum, f_sum));
+      }
+    }
+}
+
+TEST_CASE_TEMPLATE("Dot and axpby compute their formulas, and 0 times a NaN is 0", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  using Const = BatchView<const S>;
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  for (const Index dim : dims) {
+    auto x = random_batch<B>(dim * count, 9), y = random_batch<B>(dim * count, 10);
+    auto out = numbers<B>(std::vector<double>(6, not_a_number));
+    B::dot(a, x.batch(dim), y.batch(dim), out.data());
+    for (Index s = 0; s < count; ++s) {
+      double sum = 0, scale = 0;
+      for (Index i = 0; i < dim; ++i) {
+        const double term = static_cast<double>(x.before()[at(s * dim + i)]) *
+                            static_cast<double>(y.before()[at(s * dim + i)]);
+        sum += term;
+        scale += std::abs(term);
+      }
+      if (is_active(s))
+        CHECK(near(out.now()[at(s)], sum, scale));
+      else
+        CHECK(std::isnan(out.now()[at(s)]));
+    }
+
+    auto same = random_batch<B>(dim * count, 10);
+    B::axpby(a, S(2), Const(x.batch(dim)), S(-3), same.batch(dim));
+    check_batch(same, dim, [&](Index s, Index i) {
+      return 2 * x.before()[at(s * dim + i)] - 3 * y.before()[at(s * dim + i)];
+    });
+    auto alpha = numbers<B>({1, 2, 3, 4, 0, 6}), beta = numbers<B>({1, -1, 1, 0, 1, 1});
+    auto each = random_batch<B>(dim * count, 10);
+    B::axpby(a, alpha.data(), Const(x.batch(dim)), beta.data(), each.batch(dim));
+    check_batch(each, dim, [&](Index s, Index i) {
+      return alpha.before()[at(s)] * x.before()[at(s * dim + i)] +
+             beta.before()[at(s)] * y.before()[at(s * dim + i)];
+    });
+    auto nans = Mirror<B>(std::vector<S>(at(dim * count), std::numeric_limits<S>::quiet_NaN()));
+    B::axpby(a, S(2), Const(x.batch(dim)), S(0), nans.batch(dim));
+    check_batch(nans, dim, [&](Index s, Index i) { return 2 * x.before()[at(s * dim + i)]; });
+    auto zeros = numbers<B>({0, 0, 0, 0, 0, 0});
+    auto more = Mirror<B>(std::vector<S>(at(dim * count), std::numeric_limits<S>::infinity()));
+    B::axpby(a, alpha.data(), Const(x.batch(dim)), zeros.data(), more.batch(dim));
+    check_batch(more, dim, [&](Index s, Index i) {
+      return alpha.before()[at(s)] * x.before()[at(s * dim + i)];
+    });
+    // y <- -y as policies write it: both operands the same.
+    auto negated = random_batch<B>(dim * count, 10);
+    B::axpby(a, S(-2), Const(negated.batch(dim)), S(1), negated.batch(dim));
+    check_batch(negated, dim, [&](Index s, Index i) { return -y.before()[at(s * dim + i)]; });
+  }
+}
+
+TEST_CASE_TEMPLATE("Project and combine use the first rank vectors of each active basis", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  constexpr Index capacity = 4;
+  Mirror<B, Index> rank({4, 2, 1, 0, 4, 3});
+  for (const Index dim : dims) {
+    auto h = random_batch<B>(dim * capacity * count, 11), x = random_batch<B>(dim * count, 12);
+    auto out = random_batch<B>(capacity * count, 13);
+    B::project(a, h.basis(dim, capacity), rank.data(), x.batch(dim), out.data());
+    const auto now = out.now();
+    for (Index s = 0; s < count; ++s)
+      for (Index i = 0; i < capacity; ++i) {
+        const std::size_t k = at(s * capacity + i);
+        if (!is_active(s)) {
+          CHECK(now[k] == out.before()[k]);
+        } else if (i < rank.before()[at(s)]) {
+          double sum = 0, scale = 0;
+          for (Index d = 0; d < dim; ++d) {
+            const double term = static_cast<double>(h.before()[at((s * capacity + i) * dim + d)]) *
+                                static_cast<double>(x.before()[at(s * dim + d)]);
+            sum += term;
+            scale += std::abs(term);
+          }
+          CHECK(near(now[k], sum, scale));
+        }
+      }
+    auto y = random_batch<B>(dim * count, 14), c = random_batch<B>(capacity * count, 15);
+    const auto combination = [&](Index s, Index d, double sum) {
+      for (Index i = 0; i < rank.before()[at(s)]; ++i)
+        sum += static_cast<double>(c.before()[at(s * capacity + i)]) *
+               static_cast<double>(h.before()[at((s * capacity + i) * dim + d)]);
+      return sum;
+    };
+    B::combine(a, h.basis(dim, capacity), rank.data(), c.data(), S(-2), x.batch(dim), y.batch(dim));
+    check_batch(y, dim, [&](Index s, Index d) {
+      return combination(s, d, -2 * static_cast<double>(x.before()[at(s * dim + d)]));
+    });
+    auto same = random_batch<B>(dim * count, 14);
+    B::combine(a, h.basis(dim, capacity), rank.data(), c.data(), S(1), same.batch(dim),
+               same.batch(dim));
+    check_batch(same, dim, [&](Index s, Index d) {
+      return combination(s, d, static_cast<double>(same.before()[at(s * dim + d)]));
+    });
+  }
+  // A basis without room is a basis without vectors.
+  auto x = random_batch<B>(3 * count, 16);
+  Mirror<B, Index> none({0, 0, 0, 0, 0, 0});
+  B::project(a, BasisView<const S>{nullptr, 3, 0}, none.data(), x.batch(3), nullptr);
+  B::combine(a, BasisView<const S>{nullptr, 3, 0}, none.data(), nullptr, S(1), x.batch(3),
+             x.batch(3));
+  CHECK(x.now() == x.before());
+}
+
+TEST_CASE_TEMPLATE("The residual may be projected in the pass that forms it", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  for (const Index capacity : {0, 1, 6, 9}) {
+    Mirror<B, Index> rank({0, capacity, 0, capacity / 2, capacity, 0});
+    for (const Index dim : dims) {
+      auto f = random_batch<B>(dim * 3, 6), z = random_batch<B>(dim * count, 7),
+           h = random_batch<B>(dim * capacity * count, 11);
+      auto g = random_batch<B>(dim * count, 8), g_apart = random_batch<B>(dim * count, 8);
+      auto norms = random_batch<B>(2 * count, 9), norms_apart = random_batch<B>(2 * count, 9);
+      auto c = random_batch<B>(capacity * count, 10),
+           c_apart = random_batch<B>(capacity * count, 10);
+      const BasisView<const S> basis = h.basis(dim, capacity);
+      B::residual(a, f.batch(dim), z.batch(dim), g.batch(dim), norms.data(), norms.data() + count,
+                  basis, rank.data(), c.data());
+      B::residual(a, f.batch(dim), z.batch(dim), g_apart.batch(dim), norms_apart.data(),
+                  norms_apart.data() + count);
+      B::project(a, basis, rank.data(), g_apart.batch(dim), c_apart.data());
+      CHECK(g.now() == g_apart.now());
+      const auto now = norms.now(), apart = norms_apart.now();
+      for (std::size_t i = 0; i < now.size(); ++i)
+        CHECK(near(now[i], static_cast<double>(apart[i]), std::abs(static_cast<double>(apart[i]))));
+      CHECK(c.now() == c_apart.now());
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("Extend forms a new vector, keeps it, adds it and takes its norm", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  constexpr Index capacity = 7;
+  // Behind the others, in place of one of them, nowhere.
+  Mirror<B, Index> rank({0, 6, 0, 7, 5, 0}), slot({0, 6, 0, 2, -1, 0});
+  auto alpha = numbers<B>({1, 2, 1, -1, 0, 1});
+  for (const Index dim : dims)
+    for (const bool moves : {true, false}) {
+      auto h = random_batch<B>(dim * capacity * count, 50), z = random_batch<B>(dim * count, 51);
+      // alpha = 0 of sample 4 makes nothing of a NaN.
+      std::vector<S> poisoned = random_batch<B>(dim * count, 52).before();
+      std::fill_n(poisoned.begin() + 4 * dim, dim, std::numeric_limits<S>::quiet_NaN());
+      Mirror<B> x(poisoned);
+      auto c = random_batch<B>(capacity * count, 53),
+           squared = numbers<B>({-1, -1, -1, -1, -1, -1});
+      B::extend(a, h.basis(dim, capacity), rank.data(), c.data(), alpha.data(), x.batch(dim),
+                slot.data(), moves ? z.batch(dim) : BatchView<S>{}, squared.data());
+      const auto expected = [&](Index s, Index d) {
+        double y = s == 4 ? 0
+                          : static_cast<double>(alpha.before()[at(s)]) *
+                                static_cast<double>(poisoned[at(s * dim + d)]);
+        for (Index i = 0; i < rank.before()[at(s)]; ++i)
+          y += static_cast<double>(c.before()[at(s * capacity + i)]) *
+               static_cast<double>(h.before()[at((s * capacity + i) * dim + d)]);
+        return y;
+      };
+      const auto now = h.now();
+      bool right = true;
+      for (Index s = 0; s < count; ++s)
+        for (Index i = 0; i < capacity; ++i)
+          for (Index d = 0; d < dim; ++d) {
+            const std::size_t k = at((s * capacity + i) * dim + d);
+            right = right &&
+                    (is_active(s) && i == slot.before()[at(s)] ? near(now[k], expected(s, d), 8)
+                                                               : now[k] == h.before()[k]);
+          }
+      CHECK(right);
+      if (moves)
+        check_batch(z, dim, [&](Index s, Index d) {
+          return static_cast<double>(z.before()[at(s * dim + d)]) + expected(s, d);
+        });
+      else
+        CHECK(z.now() == z.before());
+      for (Index s = 0; s < count; ++s) {
+        double sum = 0;
+        for (Index d = 0; d < dim; ++d) sum += expected(s, d) * expected(s, d);
+        CHECK(near(squared.now()[at(s)], is_active(s) ? sum : -1, is_active(s) ? sum : 1));
+      }
+    }
+}
+
+TEST_CASE_TEMPLATE("Blocks make up the range", B, DEQ_CONTRACT_BACKENDS) {
+  for (const Index n : {0, 1, 7, 1000})
+    for (const Index work : {1, 100, 1000000}) {
+      std::vector<int> visits(at(n));
+      B::in_blocks(n, work, [&](Index first, Index size) {
+        for (Index i = first; i < first + size; ++i) ++visits[at(i)];
+      });
+      CHECK(visits == std::vector<int>(at(n), 1));
+    }
+}
+
+TEST_CASE_TEMPLATE("Store, accumulate and rotate touch one slot of each active basis", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  constexpr Index capacity = 4;
+  Mirror<B, Index> slot({0, 3, 1, 2, 0, 1}), nowhere({-1, -1, -1, -1, -1, -1});
+  auto alpha = numbers<B>({1, 2, 3, -4, 0, 6});
+  for (const Index dim : dims) {
+    // Sample 4 has alpha = 0: what it is multiplied with is all NaN.
+    auto x = random_batch<B>(dim * count, 17);
+    std::vector<S> poisoned = x.before();
+    std::fill_n(poisoned.begin() + 4 * dim, dim, std::numeric_limits<S>::quiet_NaN());
+    Mirror<B> source(poisoned);
+    auto h = random_batch<B>(dim * capacity * count, 18);
+    B::store(a, alpha.data(), source.batch(dim), h.basis(dim, capacity), nowhere.data());
+    CHECK(h.now() == h.before());
+    B::store(a, alpha.data(), source.batch(dim), h.basis(dim, capacity), slot.data());
+    const auto stored = h.now();
+    bool right = true;
+    for (Index s = 0; s < count; ++s)
+      for (Index i = 0; i < capacity; ++i)
+        for (Index d = 0; d < dim; ++d) {
+          const std::size_t k = at((s * capacity + i) * dim + d);
+          const bool written = is_active(s) && i == slot.before()[at(s)];
+          const S product = s == 4 ? S(0) : alpha.before()[at(s)] * poisoned[at(s * dim + d)];
+          right = right && stored[k] == (written ? product : h.before()[k]);
+        }
+    CHECK(right);
+
+    std::vector<S> basis = random_batch<B>(dim * capacity * count, 19).before();
+    std::fill_n(basis.begin() + 4 * capacity * dim, dim, std::numeric_limits<S>::quiet_NaN());
+    Mirror<B> vectors(basis);
+    auto y = random_batch<B>(dim * count, 20);
+    B::accumulate(a, alpha.data(), vectors.basis(dim, capacity), slot.data(), y.batch(dim));
+    check_batch(y, dim, [&](Index s, Index d) {
+      const S yd = y.before()[at(s * dim + d)];
+      return s == 4 ? yd
+                    : yd + alpha.before()[at(s)] *
+                               basis[at((s * capacity + slot.before()[at(s)]) * dim + d)];
+    });
+
+    auto turned = random_batch<B>(dim * capacity * count, 21);
+    auto cosine = numbers<B>({1, 0.6, 1, 0, 0.8, 1}), sine = numbers<B>({0, 0.8, 0, 1, -0.6, 0});
+    B::rotate(a, turned.basis(dim, capacity), 1, cosine.data(), sine.data());
+    const auto now = turned.now();
+    right = true;
+    for (Index s = 0; s < count; ++s)
+      for (Index i = 0; i < capacity; ++i)
+        for (Index d = 0; d < dim; ++d) {
+          const auto old = [&](Index v) {
+            return static_cast<double>(turned.before()[at((s * capacity + v) * dim + d)]);
+          };
+          const double c = static_cast<double>(cosine.before()[at(s)]);
+          const double t = static_cast<double>(sine.before()[at(s)]);
+          double expected = old(i);
+          if (is_active(s) && i == 1) expected = c * old(1) + t * old(2);
+          if (is_active(s) && i == 2) expected = c * old(2) - t * old(1);
+          right = right && near(now[at((s * capacity + i) * dim + d)], expected, 1);
+        }
+    CHECK(right);
+  }
+}
+
+/// Who is in a set: a backend may leave holes.
+template <class B>
+std::vector<Index> members(Samples a) {
+  std::vector<Index> ids(at(a.count));
+  B::download_bytes(ids.data(), a.id, ids.size() * sizeof(Index));
+  std::erase_if(ids, [](Index s) { return s < 0; });
+  return ids;
+}
+
+TEST_CASE_TEMPLATE("Filter keeps the order and works in place, for_each visits active samples", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  Mirror<B, Index> ids({0, 1, 3, 4, 7, 8}), kept({-1, -1, -1, -1, -1, -1});
+  const Samples a{ids.data(), 6};
+  const Samples even = B::filter(
+      a, [] DEQ_HOST_DEVICE(Index s) { return s % 2 == 0; }, kept.data());
+  CHECK(members<B>(even) == std::vector<Index>{0, 4, 8});
+  CHECK(even.id == kept.data());
+  CHECK(!B::empty(even));
+  const Samples in_place = B::filter(
+      a, [] DEQ_HOST_DEVICE(Index s) { return s > 0 && s < 8; }, ids.data());
+  CHECK(members<B>(in_place) == std::vector<Index>{1, 3, 4, 7});
+  const Samples twice = B::filter(
+      in_place, [] DEQ_HOST_DEVICE(Index s) { return s != 3; }, ids.data());
+  CHECK(members<B>(twice) == std::vector<Index>{1, 4, 7});
+  Mirror<B, int> visits(std::vector<int>(9, 0));
+  int* const count = visits.data();
+  B::for_each(twice, [=] DEQ_HOST_DEVICE(Index s) { count[s] += 1; });
+  CHECK(visits.now() == std::vector<int>{0, 1, 0, 0, 1, 0, 0, 1, 0});
+  const Samples nobody = B::filter(
+      twice, [] DEQ_HOST_DEVICE(Index) { return false; }, ids.data());
+  CHECK(B::empty(nobody));
+}
+
+TEST_CASE_TEMPLATE("Nobody active is nothing to do", B, DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  const Samples nobody{};
+  CHECK(B::empty(nobody));
+  B::gather(nobody, BatchView<const S>{}, BatchView<S>{});
+  B::scatter(nobody, BatchView<const S>{}, BatchView<S>{});
+  B::copy(nobody, BatchView<const S>{}, BatchView<S>{});
+  B::residual(nobody, BatchView<const S>{}, BatchView<const S>{}, BatchView<S>{}, nullptr, nullptr);
+  B::dot(nobody, BatchView<const S>{}, BatchView<const S>{}, nullptr);
+  B::axpby(nobody, S(1), BatchView<const S>{}, S(1), BatchView<S>{});
+  B::project(nobody, BasisView<const S>{}, nullptr, BatchView<const S>{}, nullptr);
+  B::combine(nobody, BasisView<const S>{}, nullptr, nullptr, S(1), BatchView<const S>{},
+             BatchView<S>{});
+  B::residual(nobody, BatchView<const S>{}, BatchView<const S>{}, BatchView<S>{}, nullptr, nullptr,
+              BasisView<const S>{}, nullptr, nullptr);
+  B::extend(nobody, BasisView<S>{}, nullptr, nullptr, nullptr, BatchView<const S>{}, nullptr,
+            BatchView<S>{}, nullptr);
+  B::rotate(nobody, BasisView<S>{}, 0, nullptr, nullptr);
+  B::fill(nullptr, 0, S(1));
+}
+
+TEST_CASE_TEMPLATE("A dense system is solved with pivoting", B, DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  // Column-major; the first pivot is 0.
+  auto matrix = numbers<B>({0, 2, 1, 1, 1, 0, 3, 0, 4});
+  auto rhs = numbers<B>({1 * 2 + 3 * -1.0, 2 * 1 + 1 * 2.0, 1 + 4 * -1.0});  // A (1, 2, -1)
+  B::solve_dense(3, matrix.data(), rhs.data());
+  const std::vector<double> expected{1, 2, -1};
+  for (std::size_t i = 0; i < 3; ++i)
+    CHECK(static_cast<double>(rhs.now()[i]) ==
+          doctest::Approx(expected[i]).epsilon(std::is_same_v<S, float> ? 1e-5 : 1e-13));
+}
+
+namespace {
+
+/// Everything that reduces or combines, for the given active samples; results side by side.
+template <class B>
+std::vector<typename B::Scalar> all_results(std::vector<Index> who, Index dim, Index samples) {
+  using S = typename B::Scalar;
+  constexpr Index capacity = 3;
+  Mirror<B, Index> ids(who), rank(std::vector<Index>(at(samples), capacity)),
+      slot(std::vector<Index>(at(samples), 1));
+  const Samples a{ids.data(), static_cast<Index>(who.size())};
+  auto x = random_batch<B>(dim * samples, 30), y = random_batch<B>(dim * samples, 31),
+       f = random_batch<B>(dim * samples, 32), h = random_batch<B>(dim * capacity * samples, 33),
+       g = random_batch<B>(dim * samples, 34);
+  Mirror<B> packed(std::vector<S>(at(dim * a.count))), out(std::vector<S>(at(5 * samples))),
+      c(std::vector<S>(at(capacity * samples)));
+  B::gather(a, f.batch(dim), packed.batch(dim));
+  B::residual(a, packed.batch(dim), x.batch(dim), g.batch(dim), out.data(), out.data() + samples);
+  B::dot(a, x.batch(dim), y.batch(dim), out.data() + 2 * samples);
+  B::axpby(a, S(0.3), BatchView<const S>(x.batch(dim)), S(0.7), y.batch(dim));
+  B::project(a, h.basis(dim, capacity), rank.data(), y.batch(dim), c.data());
+  B::combine(a, h.basis(dim, capacity), rank.data(), c.data(), S(1),
+             BatchView<const S>(y.batch(dim)), y.batch(dim));
+  B::residual(a, packed.batch(dim), x.batch(dim), g.batch(dim), out.data(), out.data() + samples,
+              h.basis(dim, capacity), rank.data(), c.data());
+  B::extend(a, h.basis(dim, capacity), rank.data(), c.data(), out.data() + 2 * samples,
+            g.batch(dim), slot.data(), y.batch(dim), out.data() + 3 * samples);
+  std::vector<S> results;
+  for (const auto& part : {g.now(), out.now(), c.now(), y.now()})
+    results.insert(results.end(), part.begin(), part.end());
+  return results;
+}
+
+/// The part of all_results that belongs to sample s.
+template <class S>
+std::vector<S> of_sample(const std::vector<S>& all, Index s, Index dim, Index samples) {
+  std::vector<S> mine;
+  const S* p = all.data();
+  mine.insert(mine.end(), p + s * dim, p + (s + 1) * dim);
+  p += dim * samples;
+  for (Index i = 0; i < 4; ++i) mine.push_back(p[i * samples + s]);
+  p += 5 * samples;
+  mine.insert(mine.end(), p + 3 * s, p + 3 * s + 3);
+  p += 3 * samples;
+  mine.insert(mine.end(), p + s * dim, p + (s + 1) * dim);
+  return mine;
+}
+
+struct ThreadCount {
+  explicit ThreadCount(int threads) : before(num_threads()) { set_num_threads(threads); }
+  ~ThreadCount() { set_num_threads(before); }
+  int before;
+};
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("A sample's bits do not depend on its company, nor on the number of threads", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  constexpr Index samples = 4;
+  for (const Index dim : {Index(5), Index(2100), Index(20000)}) {
+    std::vector<S> everybody;
+    {
+      const ThreadCount one(1);
+      everybody = all_results<B>({0, 1, 2, 3}, dim, samples);
+    }
+    const ThreadCount two(2);
+    for (int subset = 1; subset < 16; ++subset) {
+      std::vector<Index> who;
+      for (Index s = 0; s < samples; ++s)
+        if (subset & (1 << s)) who.push_back(s);
+      const std::vector<S> some = all_results<B>(who, dim, samples);
+      for (const Index s : who) {
+        const auto mine = of_sample(some, s, dim, samples);
+        const auto full = of_sample(everybody, s, dim, samples);
+        CHECK(same_bits(mine.data(), full.data(), static_cast<Index>(mine.size())));
+      }
+    }
+  }
+}

@@ -17,7 +17,7 @@
 #include <deq/backend/concept.hpp>
 #include <deq/core/parallel.hpp>
 
-#include "support/maps.hpp"
+#include "maps.hpp"
 
 using namespace deq;
 using namespace deq_test;

@@ -13,7 +13,7 @@
 #include <deq/backend/array.hpp>
 #include <deq/backend/cpu/cpu.hpp>
 
-#include "support/maps.hpp"
+#include "maps.hpp"
 
 namespace deq_test {
 

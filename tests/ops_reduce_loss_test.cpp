@@ -342,6 +342,21 @@ TEST_CASE("softmax and losses name what does not fit") {
   outside(std::vector<int>{-1, 0}, "-1");
   outside(std::vector<std::uint8_t>{0, 200}, "200");  // a number, not a character
   outside(std::vector<std::uint64_t>{0, std::uint64_t{1} << 63}, "9223372036854775808");
+  using Labels = deq::Labels<deq::Cpu<double>>;
+  outside(Labels(std::vector<int>{0, 3}), "3");
+  check_error<deq::InvalidArgument>([] { Labels(std::vector<int>{0, -1}); }, {"Labels", "-1"});
+}
+
+TEST_CASE("Labels are a handle: all copies get new ones, in the same memory") {
+  deq::Labels<deq::Cpu<double>> labels(std::vector<int>{0, 2, 1});
+  const deq::Labels<deq::Cpu<double>> copy = labels;
+  CHECK(copy.largest() == 2);
+  const Index* const place = copy.data();
+  labels.assign(std::vector<int>{1, 1, 0});
+  CHECK(copy.data() == place);
+  CHECK(copy.largest() == 1);
+  CHECK(std::vector<Index>(copy.host().begin(), copy.host().end()) == std::vector<Index>{1, 1, 0});
+  CHECK(std::equal(copy.host().begin(), copy.host().end(), copy.data()));
 }
 
 // All of them -------------------------------------------------------------------------------------

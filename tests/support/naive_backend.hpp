@@ -24,6 +24,8 @@ struct NaiveBackend {
   using ConstView = deq::BatchView<const S>;
   using Basis = deq::BasisView<S>;
   using ConstBasis = deq::BasisView<const S>;
+  using Rows = deq::AllRows;
+  static constexpr bool whole_batches = false;
 
   /// Blocks that have been allocated and not yet given back.
   static inline long live_blocks = 0;
@@ -162,6 +164,14 @@ struct NaiveBackend {
     return {kept, n};
   }
   static bool empty(Samples a) { return a.empty(); }
+  template <class Work>
+  static void repeat(const Samples& a, Work&& work) {
+    while (!a.empty()) work();
+  }
+  template <class Work>
+  static void when_done(Work&& work) {
+    work();
+  }
 
   /// Gaussian elimination with row pivoting.
   static void solve_dense(Index n, S* matrix, S* rhs) {

@@ -20,6 +20,9 @@ struct AnySampleFunction {
 struct AnyBlockFunction {
   void operator()(Index, Index) const {}
 };
+struct AnyWork {
+  void operator()() const {}
+};
 struct AnySamplePredicate {
   DEQ_HOST_DEVICE bool operator()(Index) const { return true; }
 };
@@ -75,13 +78,34 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
   B::in_blocks(i, i, detail::AnyBlockFunction{});
   B::for_each(a, detail::AnySampleFunction{});  // fn(s): the small per-sample algebra
   { B::filter(a, detail::AnySamplePredicate{}, ids) } -> std::same_as<Samples>;  // keeps order
+};
+
+/// Rows of a backend whose sets have no holes.
+struct AllRows {
+  explicit AllRows(Samples) {}
+};
+
+/// How work is given to a backend. The host need not know how far it is: what is `empty` on the
+/// device may not be known to be, and work may be recorded for later (backend/cuda/graph.cuh). So
+/// loops are repeat(), or have a bound beside empty(); the work of one repetition does not depend
+/// on which one it is, `a` changes by being filtered in place; and what was downloaded is read in
+/// when_done(). `whole_batches` says that kernels want all samples at once, no blocks of them;
+/// while a Rows of a set lives, operations may leave out the rows of a batch that are holes in the
+/// set.
+template <class B>
+concept BackendWork = requires(Samples a) {
   { B::empty(a) } -> std::same_as<bool>;  // nobody is in the set; may wait for a device
+  B::repeat(a, detail::AnyWork{});        // fn() until nobody is in `a`
+  B::when_done(detail::AnyWork{});        // fn(), once all downloads so far have arrived
+  { B::whole_batches } -> std::convertible_to<bool>;
+  typename B::Rows;
+  requires std::constructible_from<typename B::Rows, Samples>;
 };
 
 /// Everything a solver or a policy needs. `B::Scalar` is float or double.
 template <class B>
-concept Backend =
-    std::floating_point<typename B::Scalar> && BackendMemory<B> && BackendPrimitives<B>;
+concept Backend = std::floating_point<typename B::Scalar> && BackendMemory<B> &&
+    BackendPrimitives<B> && BackendWork<B>;
 
 /// A backend that can also solve a dense system per sample (the `Exact` oracle, small dimensions).
 template <class B>

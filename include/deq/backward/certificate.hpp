@@ -37,11 +37,14 @@ void certify(Samples everybody, Jacobian& jacobian, BatchView<const typename B::
   ws.host.resize(2 * count);
   B::download_bytes(ws.host.data(), ws.r_squared.data(), count * sizeof(S));
   B::download_bytes(ws.host.data() + count, ws.h_squared.data(), count * sizeof(S));
-  for (std::size_t s = 0; s < count; ++s) {
-    const double h_norm = std::sqrt(static_cast<double>(ws.host[count + s]));
-    const double r_norm = std::sqrt(static_cast<double>(ws.host[s]));
-    report.samples[s].residual = h_norm > 0 ? r_norm / h_norm : r_norm;
-  }
+  B::when_done([&ws, &report] {
+    const std::size_t samples = report.samples.size();
+    for (std::size_t s = 0; s < samples; ++s) {
+      const double h_norm = std::sqrt(static_cast<double>(ws.host[samples + s]));
+      const double r_norm = std::sqrt(static_cast<double>(ws.host[s]));
+      report.samples[s].residual = h_norm > 0 ? r_norm / h_norm : r_norm;
+    }
+  });
 }
 
 }  // namespace deq

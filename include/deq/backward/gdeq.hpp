@@ -40,6 +40,7 @@ struct Gdeq {
     AdjointReport report;
     Array<B> rho, p, product, scratch, w_squared, h_squared, step;
     Array<B, Index> fallback;
+    std::vector<Index> host_fallback;
   };
 
   template <class B, Linearization<B> Jacobian, InverseJacobian<B> Inverse>
@@ -81,10 +82,14 @@ struct Gdeq {
         },
         ws.fallback.data());
     B::copy(fallback, h, w);
-    std::vector<Index> ids(static_cast<std::size_t>(fallback.count));
-    B::download_bytes(ids.data(), fallback.id, ids.size() * sizeof(Index));
-    for (const Index s : ids)
-      if (s >= 0) ws.report.samples[static_cast<std::size_t>(s)].fell_back = true;
+    ws.host_fallback.resize(static_cast<std::size_t>(fallback.count));
+    B::download_bytes(ws.host_fallback.data(), fallback.id,
+                      ws.host_fallback.size() * sizeof(Index));
+    B::when_done([&ws] {
+      for (AdjointSample& sample : ws.report.samples) sample.fell_back = false;
+      for (const Index s : ws.host_fallback)
+        if (s >= 0) ws.report.samples[static_cast<std::size_t>(s)].fell_back = true;
+    });
   }
 
  private:

@@ -32,10 +32,12 @@ struct Implicit {
     B::fill(w.data, w.size(), 0);
     solver.template solve<KeepInverse::no>(map, w, ws.solve, NoObserver{});
     ws.report.reset(h.count);
-    for (std::size_t s = 0; s < ws.report.samples.size(); ++s) {
-      ws.report.samples[s].vjps = ws.solve.report.samples[s].evaluations;
-      ws.report.samples[s].status = ws.solve.report.samples[s].status;
-    }
+    B::when_done([&ws] {
+      for (std::size_t s = 0; s < ws.report.samples.size(); ++s) {
+        ws.report.samples[s].vjps = ws.solve.report.samples[s].evaluations;
+        ws.report.samples[s].status = ws.solve.report.samples[s].status;
+      }
+    });
   }
 };
 

@@ -41,6 +41,20 @@ class BlockPool {
     shelf.free[size_class(bytes)].push_back(block);
   }
 
+  /// Takes every unused block of another pool.
+  void take_unused(BlockPool& other) {
+    for (std::size_t i = 0; i < shelves_.size(); ++i) {
+      const std::scoped_lock lock(shelves_[i].mutex, other.shelves_[i].mutex);
+      for (std::size_t c = 0; c < classes; ++c) {
+        std::vector<void*>&from = other.shelves_[i].free[c], &to = shelves_[i].free[c];
+        to.insert(to.end(), from.begin(), from.end());
+        bytes_.fetch_add(from.size() * class_bytes(c), std::memory_order_relaxed);
+        other.bytes_.fetch_sub(from.size() * class_bytes(c), std::memory_order_relaxed);
+        from.clear();
+      }
+    }
+  }
+
   /// Returns every unused block to the system.
   void trim() {
     for (Shelf& shelf : shelves_) {

@@ -103,6 +103,7 @@ struct Schedule {
   /// size.
   Index block = 0;
 
+  /// For backends that want blocks.
   Index block_size(Index dim, Index parameters, Index count, Scope scope) const {
     require(block >= 0, "Schedule: block must be >= 0, got ", block);
     if (scope == Scope::batch) return count;
@@ -216,19 +217,18 @@ class Equilibrium {
         "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
     begin(z0, x, theta, solution);
     auto& pool = workspaces<B, NX, NP>();
-    PoolVector<SampleReport>& samples = solution.report.samples;
     parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
       typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
       auto& ws = *loan;
       auto& block = solution.blocks_[static_cast<std::size_t>(b)];
       bind(ws, solution, block);
       solve_block(ws, solution.z.batch().columns(block.first, block.count), block);
-      std::copy(ws.report().samples.begin(), ws.report().samples.end(),
-                samples.begin() + block.first);
-      for (const auto trace : {&SolveReport::relative_trace, &SolveReport::absolute_trace})
-        for (std::size_t s = 0; s < (ws.report().*trace).size(); ++s)
-          (solution.report.*trace)[static_cast<std::size_t>(block.first) + s] =
-              (ws.report().*trace)[s];
+      B::when_done([&report = solution.report, &of_block = ws.report(), first = block.first] {
+        std::copy(of_block.samples.begin(), of_block.samples.end(), report.samples.begin() + first);
+        for (const auto trace : {&SolveReport::relative_trace, &SolveReport::absolute_trace})
+          std::copy((of_block.*trace).begin(), (of_block.*trace).end(),
+                    (report.*trace).begin() + first);
+      });
       ws.map.release();
     });
   }
@@ -273,14 +273,22 @@ class Equilibrium {
         "a generic lambda, [](const auto& z, ...)");
     require<ShapeError>(h.shape() == solution.z.shape(), "Equilibrium::gradient: h has shape ",
                         h.shape(), ", z has ", solution.z.shape());
-    require(g.inputs.size() == solution.x_.size() && g.params.size() == solution.theta_.size(),
+    gradient(solution, h, std::span<const Tensor<B>>(g.inputs),
+             std::span<const Tensor<B>>(g.params), g.adjoint, g.report);
+  }
+  /// The same, every part by itself: the gradients, w and the report.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  void gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h,
+                std::span<const Tensor<B>> inputs, std::span<const Tensor<B>> params,
+                Tensor<B>& adjoint, AdjointReport& report) {
+    require(inputs.size() == solution.x_.size() && params.size() == solution.theta_.size(),
             "Equilibrium::gradient: needs ", solution.x_.size(), " input and ",
-            solution.theta_.size(), " parameter gradients, got ", g.inputs.size(), " and ",
-            g.params.size());
-    if (g.adjoint.shape() != h.shape() || !g.adjoint.unique()) g.adjoint = Tensor<B>(h.shape());
-    g.report.reset(h.extent(0));
+            solution.theta_.size(), " parameter gradients, got ", inputs.size(), " and ",
+            params.size());
+    if (adjoint.shape() != h.shape() || !adjoint.unique()) adjoint = Tensor<B>(h.shape());
+    report.reset(h.extent(0));
     if (solution.blocks_.empty())  // no samples, no gradient
-      for (const Tensor<B>& p : g.params)
+      for (const Tensor<B>& p : params)
         if (p) B::fill(p.data(), p.size(), 0);
     auto& pool = workspaces<B, NX, NP>();
     detail::InOrder order;
@@ -290,20 +298,20 @@ class Equilibrium {
       auto& ws = *loan;
       const auto& block = solution.blocks_[static_cast<std::size_t>(b)];
       bind(ws, solution, block);
-      const auto w = adjoint_of_block(ws, solution, block, h, g);
+      const auto w = adjoint_of_block(ws, solution, block, h, adjoint, report);
 
       ws.x_grad.clear();
-      for (const Tensor<B>& x : g.inputs)
+      for (const Tensor<B>& x : inputs)
         ws.x_grad.push_back(x ? x.rows(block.first, block.count) : Tensor<B>());
       // The first block's parameter gradients go straight to their place, the others are added.
       ws.theta_grad.clear();
-      for (const Tensor<B>& p : g.params)
+      for (const Tensor<B>& p : params)
         ws.theta_grad.push_back(b == 0 || !p ? p : Tensor<B>(p.shape()));
       ws.map.pull_back(w, ws.x_grad, ws.theta_grad);
       turn.wait();
       if (b > 0)
-        for (std::size_t i = 0; i < g.params.size(); ++i)
-          if (g.params[i]) add(ws.theta_grad[i], g.params[i]);
+        for (std::size_t i = 0; i < params.size(); ++i)
+          if (params[i]) add(ws.theta_grad[i], params[i]);
       ws.x_grad.clear();
       ws.theta_grad.clear();
       ws.map.release();
@@ -319,6 +327,7 @@ class Equilibrium {
     CertificateWorkspace<B> certificate;
     SolveReport unrolled_report;
     Array<B> residual, norms;
+    std::vector<typename B::Scalar> host_norms;
     Everybody<B> everybody;
     std::vector<Tensor<B>> x_rows, x_grad, theta_grad;
 
@@ -352,7 +361,9 @@ class Equilibrium {
     Index parameters = 0;
     for (const Tensor<B>& p : theta.list) parameters += p.size();
     const Index size =
-        schedule.block_size(solution.state_.size(), parameters, count, solver.stopping.scope);
+        B::whole_batches && schedule.block == 0
+            ? count
+            : schedule.block_size(solution.state_.size(), parameters, count, solver.stopping.scope);
     solution.block_size_ = size;
     solution.blocks_.resize(static_cast<std::size_t>(size > 0 ? (count + size - 1) / size : 0));
     for (std::size_t b = 0; b < solution.blocks_.size(); ++b) {
@@ -402,28 +413,32 @@ class Equilibrium {
         B::residual(everybody, next, z, z, ws.norms.data(), ws.norms.data() + z.count);
       B::copy(everybody, next, z);
     }
-    std::vector<S> norms(static_cast<std::size_t>(2 * z.count));
-    B::download_bytes(norms.data(), ws.norms.data(), norms.size() * sizeof(S));
-    ws.unrolled_report.samples.assign(static_cast<std::size_t>(z.count), {});
-    for (std::size_t s = 0; s < ws.unrolled_report.samples.size(); ++s) {
-      SampleReport& r = ws.unrolled_report.samples[s];
-      r.status = SolveStatus::budget_exhausted;
-      r.iterations = r.best_iteration = r.evaluations = policy.n;
-      r.absolute = std::sqrt(static_cast<double>(norms[s]));
-      r.relative =
-          r.absolute /
-          (std::sqrt(static_cast<double>(norms[s + static_cast<std::size_t>(z.count)])) + 1e-9);
-    }
+    const auto count = static_cast<std::size_t>(z.count);
+    ws.host_norms.resize(2 * count);
+    B::download_bytes(ws.host_norms.data(), ws.norms.data(), 2 * count * sizeof(S));
+    ws.unrolled_report.samples.assign(count, {});
+    B::when_done([&ws, n = policy.n] {
+      PoolVector<SampleReport>& samples = ws.unrolled_report.samples;
+      for (std::size_t s = 0; s < samples.size(); ++s) {
+        SampleReport& r = samples[s];
+        r.status = SolveStatus::budget_exhausted;
+        r.iterations = r.best_iteration = r.evaluations = n;
+        r.absolute = std::sqrt(static_cast<double>(ws.host_norms[s]));
+        r.relative =
+            r.absolute / (std::sqrt(static_cast<double>(ws.host_norms[s + samples.size()])) + 1e-9);
+      }
+    });
   }
 
   /// Records f where the gradient is taken and returns the cotangent w that belongs there.
   template <class Ws, class Sol, class Block, Backend B>
   BatchView<const typename B::Scalar> adjoint_of_block(Ws& ws, const Sol& solution,
                                                        const Block& block, const Tensor<B>& h,
-                                                       EquilibriumGradients<B>& g) {
+                                                       const Tensor<B>& adjoint,
+                                                       AdjointReport& report) {
     using S = typename B::Scalar;
     const BatchView<const S> hb = h.batch().columns(block.first, block.count);
-    const BatchView<S> w = g.adjoint.batch().columns(block.first, block.count);
+    const BatchView<S> w = adjoint.batch().columns(block.first, block.count);
     const Samples everybody = ws.everybody(block.count);
     if constexpr (detail::unrolls<Policy>) {
       B::copy(everybody, hb, w);
@@ -434,8 +449,9 @@ class Equilibrium {
       if (certified)
         certify<B>(everybody, jacobian, hb, BatchView<const S>(w), ws.certificate,
                    ws.adjoint.report);
-      std::copy(ws.adjoint.report.samples.begin(), ws.adjoint.report.samples.end(),
-                g.report.samples.begin() + block.first);
+      B::when_done([&report, &of_block = ws.adjoint.report, first = block.first] {
+        std::copy(of_block.samples.begin(), of_block.samples.end(), report.samples.begin() + first);
+      });
     }
     return w;
   }

@@ -27,16 +27,14 @@ struct EquilibriumOperation {
   Tensor<B> forward(std::span<const Tensor<B>>) { return std::move(value); }
 
   void vjp(const Reverse<B>& r) const {
-    EquilibriumGradients<B> g;
-    for (std::size_t i = 0; i < r.grad.size(); ++i) {
-      PoolVector<Tensor<B>>& list = i < inputs ? g.inputs : g.params;
-      list.push_back(r.grad[i] ? Tensor<B>(r.grad[i].shape()) : Tensor<B>());
-    }
-    layer->gradient(*solution, r.cotangent, g);
+    PoolVector<Tensor<B>> gradients;
+    for (const Sink<B>& sink : r.grad)
+      gradients.push_back(sink ? Tensor<B>(sink.shape()) : Tensor<B>());
+    const std::span<const Tensor<B>> all(gradients);
+    layer->gradient(*solution, r.cotangent, all.first(inputs), all.subspan(inputs),
+                    solution->adjoint, solution->adjoint_report);
     for (std::size_t i = 0; i < r.grad.size(); ++i)
-      if (r.grad[i]) r.grad[i].add(i < inputs ? g.inputs[i] : g.params[i - inputs]);
-    solution->adjoint = std::move(g.adjoint);
-    solution->adjoint_report = std::move(g.report);
+      if (r.grad[i]) r.grad[i].add(gradients[i]);
   }
 };
 

@@ -39,7 +39,9 @@ class TapedMap {
 
   Index dim() const { return state_.size(); }
 
+  /// Operations on batches of a.count rows may leave out those that are holes in the set.
   void evaluate(Samples a, BatchView<const S> z, BatchView<S> out) {
+    [[maybe_unused]] const typename B::Rows rows(a);
     const Tensor<B> y =
         detail::call<NX, NP>(*f_, as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)),
                              std::span(std::as_const(theta_)));

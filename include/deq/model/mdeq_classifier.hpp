@@ -61,24 +61,34 @@ class MdeqClassifier {
 
   /// Loss and accuracy of a batch, in evaluation.
   PassReport evaluate(const Tensor<B>& images, std::span<const Index> labels) {
+    labels_.assign(labels);
     const Tensor<B> l = logits(images);
-    PassReport report = judged(l, softmax_cross_entropy(l, labels).item(), labels);
-    report.solve = solution_.report;
-    return report;
+    judge(l, softmax_cross_entropy(l, labels_), labels_);
+    return report_;
   }
 
   /// One training pass: fills the gradients of the model's parameters. `masks` are the dropout
   /// masks, (N, C_i, 1, 1) for every branch; none is no dropout.
   PassReport train(const Tensor<B>& images, std::span<const Index> labels,
                    std::span<const Tensor<B>> masks = {}) {
+    labels_.assign(labels);
+    return train(images, labels_, masks);
+  }
+  /// The same with labels that the backend has already: may be recorded (backend/cuda/graph.cuh);
+  /// then the report is that of the last launch, see last_report().
+  PassReport train(const Tensor<B>& images, const Labels<B>& labels,
+                   std::span<const Tensor<B>> masks = {}) {
     const auto branches = static_cast<std::size_t>(model_.config().branches());
     require(masks.empty() || masks.size() == branches, "MdeqClassifier: needs ", branches,
             " dropout masks or none, got ", masks.size());
-    return pass(masks.empty() ? plain_layer_ : train_layer_, images, labels, masks);
+    pass(masks.empty() ? plain_layer_ : train_layer_, images, labels, masks);
+    return report_;
   }
 
   /// The state that the last pass ended with.
   const Solution& solution() const { return solution_; }
+  /// What the last pass gave.
+  const PassReport& last_report() const { return report_; }
   /// Logits of the last training pass.
   const Tensor<B>& last_logits() const { return logits_; }
 
@@ -87,8 +97,8 @@ class MdeqClassifier {
     return Tensor<B>({count, model_.config().state_size()}, S(0));
   }
 
-  PassReport pass(Layer& layer, const Tensor<B>& images, std::span<const Index> labels,
-                  std::span<const Tensor<B>> masks) {
+  void pass(Layer& layer, const Tensor<B>& images, const Labels<B>& labels,
+            std::span<const Tensor<B>> masks) {
     tape_.clear();
     all_.clear();
     for (const Parameter<B>& p : model_.parameters()) all_.push_back(tape_.input(p.value));
@@ -107,24 +117,25 @@ class MdeqClassifier {
     for (const Parameter<B>& p : model_.parameters()) gradients.push_back(p.grad);
     tape_.vjp_and_clear(loss, Tensor<B>({}, S(1)), all_, gradients);
     logits_ = l.value();
-    PassReport report = judged(logits_, loss.value().item(), labels);
-    report.solve = solution_.report;
-    report.adjoint = solution_.adjoint_report;
-    return report;
+    judge(logits_, loss.value(), labels);
+    B::when_done([this] { report_.adjoint = solution_.adjoint_report; });
   }
 
-  static PassReport judged(const Tensor<B>& logits, S loss, std::span<const Index> labels) {
-    PassReport report;
-    report.loss = static_cast<double>(loss);
-    PoolVector<S> host(static_cast<std::size_t>(logits.size()));
-    B::download_bytes(host.data(), logits.data(), host.size() * sizeof(S));
-    const auto classes = static_cast<std::size_t>(logits.extent(1));
-    for (std::size_t n = 0; n < labels.size(); ++n) {
-      const auto row = host.begin() + static_cast<std::ptrdiff_t>(n * classes);
-      const auto best = std::max_element(row, row + static_cast<std::ptrdiff_t>(classes)) - row;
-      report.correct += best == labels[n];
-    }
-    return report;
+  /// Loss, accuracy and the solver's report.
+  void judge(const Tensor<B>& logits, const Tensor<B>& loss, const Labels<B>& labels) {
+    host_logits_.resize(static_cast<std::size_t>(logits.size()));
+    B::download_bytes(host_logits_.data(), logits.data(), host_logits_.size() * sizeof(S));
+    B::download_bytes(&host_loss_, loss.data(), sizeof host_loss_);
+    B::when_done([this, labels, classes = logits.extent(1)] {
+      report_ = {};
+      report_.loss = static_cast<double>(host_loss_);
+      auto row = host_logits_.begin();
+      for (const Index label : labels.host()) {
+        report_.correct += std::max_element(row, row + classes) - row == label;
+        row += classes;
+      }
+      report_.solve = solution_.report;
+    });
   }
 
   Mdeq<B>& model_;
@@ -133,6 +144,10 @@ class MdeqClassifier {
   Tape<B> tape_;
   PoolVector<Var<B>> all_;
   Tensor<B> logits_;
+  Labels<B> labels_;
+  PoolVector<S> host_logits_;
+  S host_loss_ = 0;
+  PassReport report_;
 };
 
 }  // namespace deq

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include <deq/backend/array.hpp>
 #include <deq/core/config.hpp>
 #include <deq/core/error.hpp>
 #include <deq/nn/parameter.hpp>
@@ -53,9 +55,10 @@ struct AdamSecondMoment {
 /// theta - step m / (sqrt(v) / root + epsilon)
 template <class S>
 struct AdamStep {
-  S step, root, epsilon;
+  const S* step_root;  ///< in the backend's memory: they change from step to step
+  S epsilon;
   DEQ_HOST_DEVICE S operator()(S theta, S m, S v) const {
-    return theta - step * m / (std::sqrt(v) / root + epsilon);
+    return theta - step_root[0] * m / (std::sqrt(v) / step_root[1] + epsilon);
   }
 };
 
@@ -86,27 +89,37 @@ class Adam {
     require(options.epsilon > 0, "Adam: epsilon must be > 0, got ", options.epsilon);
     require(options.weight_decay >= 0, "Adam: weight_decay must be >= 0, got ",
             options.weight_decay);
+    step_root_.resize(2);
     for (const Parameter<B>& p : parameters) {
       first_.emplace_back(p.value.shape(), Scalar(0));
       second_.emplace_back(p.value.shape(), Scalar(0));
     }
   }
 
-  /// Changes every `value` in place by its `grad`. Throws ShapeError if the list is not the
-  /// constructor's.
+  /// Changes every `value` in place by its `grad`: begin_step, then apply. Throws ShapeError if the
+  /// list is not the constructor's.
   void step(std::span<const Parameter<B>> parameters, double learning_rate) {
+    require_parameters(parameters);
+    begin_step(learning_rate);
+    apply(parameters);
+  }
+  /// The part of a step that is the host's: counts it, and tells the device its numbers.
+  void begin_step(double learning_rate) {
     require(learning_rate >= 0, "Adam: the learning rate must be >= 0, got ", learning_rate);
-    require_same_shapes("parameters", parameters,
-                        [](const Parameter<B>& p) -> const Shape& { return p.value.shape(); });
     ++steps_;
     const auto t = static_cast<double>(steps_);
+    const std::array<Scalar, 2> numbers{scalar(learning_rate / (1 - std::pow(options_.beta1, t))),
+                                        scalar(std::sqrt(1 - std::pow(options_.beta2, t)))};
+    B::upload_bytes(step_root_.data(), numbers.data(), sizeof numbers);
+  }
+  /// The part of a step that may be recorded (backend/cuda/graph.cuh).
+  void apply(std::span<const Parameter<B>> parameters) {
+    require_parameters(parameters);
     const detail::PenalisedGradient<Scalar> gradient{scalar(options_.weight_decay)};
     const detail::AdamFirstMoment<Scalar> first{gradient, scalar(1 - options_.beta1)};
     const detail::AdamSecondMoment<Scalar> second{gradient, scalar(options_.beta2),
                                                   scalar(1 - options_.beta2)};
-    const detail::AdamStep<Scalar> update{scalar(learning_rate / (1 - std::pow(options_.beta1, t))),
-                                          scalar(std::sqrt(1 - std::pow(options_.beta2, t))),
-                                          scalar(options_.epsilon)};
+    const detail::AdamStep<Scalar> update{step_root_.data(), scalar(options_.epsilon)};
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const Index n = parameters[i].value.size();
       Scalar* const theta = parameters[i].value.data();
@@ -147,6 +160,10 @@ class Adam {
  private:
   static Scalar scalar(double x) { return static_cast<Scalar>(x); }
 
+  void require_parameters(std::span<const Parameter<B>> parameters) const {
+    require_same_shapes("parameters", parameters,
+                        [](const Parameter<B>& p) -> const Shape& { return p.value.shape(); });
+  }
   template <class Item, class ShapeOf>
   void require_same_shapes(const char* what, std::span<const Item> items, ShapeOf shape_of) const {
     require<ShapeError>(items.size() == first_.size(), "Adam: made for ", first_.size(),
@@ -158,6 +175,7 @@ class Adam {
 
   AdamOptions options_;
   std::vector<Tensor<B>> first_, second_;
+  Array<B> step_root_;
   std::int64_t steps_ = 0;
 };
 

@@ -43,7 +43,7 @@ struct Anderson {
     Monitor<B> monitor;
     Evaluator<B> evaluate;
     Array<B> g, g_last, z_last, dg, dy, r, gamma, work, numbers;
-    Array<B, Index> ids, accepted, exhausted;
+    Array<B, Index> ids, accepted, learning;
     Array<B, bool> skipped;
   };
 
@@ -60,26 +60,28 @@ struct Anderson {
                        z_last = ws.z_last.batch(z.dim, z.count);
     ws.r.resize(z.count * memory * memory);
     ws.gamma.resize(z.count * memory);
-    ws.exhausted.resize(z.count);
+    ws.learning.resize(z.count);
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
     Index* rank = h.ranks();
     B::for_each(active, [=] DEQ_HOST_DEVICE(Index s) { rank[s] = 0; });
-    active = ws.monitor.judge(active, 0, ws.evaluate(f, active, z), z, g, observer);
-
-    for (int k = 1; !B::empty(active); ++k) {
+    const auto judge = [&] {
+      ws.monitor.judge(active, 1, ws.evaluate(f, active, z), z, g, observer);
+    };
+    judge();
+    active = ws.monitor.running(active);
+    B::repeat(active, [&] {
       B::copy(active, z, z_last);
       B::copy(active, g, g_last);
       mix<B>(active, g, z, ws);
-      active = ws.monitor.judge(active, k, ws.evaluate(f, active, z), z, g, observer);
-      if (keep == KeepInverse::yes && k == stopping.max_iterations)
-        active = ws.monitor.with_status(ws.monitor.everybody(), SolveStatus::budget_exhausted,
-                                        ws.exhausted.data());
+      judge();
       if (memory > 0) {
-        remember<B>(active, z, g, z_last, g_last, ws);
-        ws.monitor.count_skipped(active, ws.skipped.data());
+        const Samples learning =
+            ws.monitor.learning(active, keep == KeepInverse::yes, ws.learning.data());
+        remember<B>(learning, z, g, z_last, g_last, ws);
+        ws.monitor.count_skipped(learning, ws.skipped.data());
       }
-      if (k == stopping.max_iterations) break;
-    }
+      active = ws.monitor.running(active);
+    });
     if constexpr (keep == KeepInverse::yes) implied_inverse<B>(ws.monitor.everybody(), ws);
     ws.monitor.finish(z, ws.report);
   }

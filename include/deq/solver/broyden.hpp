@@ -46,7 +46,7 @@ struct Broyden {
     Evaluator<B> evaluate;
     Array<B> g, d, length;
     Array<B, bool> skipped;
-    Array<B, Index> going;
+    Array<B, Index> learning;
     typename Inverse<B>::Workspace update;
     typename LineSearch::template Workspace<B> line_search;
   };
@@ -67,7 +67,7 @@ struct Broyden {
     const BatchView<S> moving = full_steps ? z : BatchView<S>{};
     ws.length.resize(z.count);
     ws.skipped.resize(z.count);
-    ws.going.resize(z.count);
+    ws.learning.resize(z.count);
 
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
     h.reset(active);
@@ -75,34 +75,36 @@ struct Broyden {
 
     // What lies between two evaluations of f, for the n active samples from `first` on: the verdict
     // on the residual of f(z), and for those who go on the update of H and the next step.
-    const auto between = [&](int k, BatchView<const S> fz, Index first, Index n) {
+    const auto between = [&](bool start, BatchView<const S> fz, Index first, Index n) {
       const Samples a{active.id + first, n};
       h.residual(a, fz.columns(first, n), z, g, ws.monitor.g_squared(), ws.monitor.f_squared(),
                  ws.update);
-      ws.monitor.verdict(a, first, k, z, observer);
-      const bool last = keep == KeepInverse::yes && k == stopping.max_iterations;
-      const Samples going = ws.monitor.with_status(
-          a, last ? SolveStatus::budget_exhausted : SolveStatus::running, ws.going.data() + first);
-      if (k == 0) return h.begin(going, g, d, moving, ws.update);
-      h.advance(going, when_full, g, d, moving, ws.length.data(), ws.skipped.data(), ws.update);
-      ws.monitor.count_skipped(going, ws.skipped.data());
+      ws.monitor.verdict(a, first, 1, z, observer);
+      const Samples learning =
+          ws.monitor.learning(a, keep == KeepInverse::yes, ws.learning.data() + first);
+      if (start) return h.begin(learning, g, d, moving, ws.update);
+      h.advance(learning, when_full, g, d, moving, ws.length.data(), ws.skipped.data(), ws.update);
+      ws.monitor.count_skipped(learning, ws.skipped.data());
     };
-
-    for (int k = 0; !B::empty(active); ++k) {
-      BatchView<const S> fz;
-      if constexpr (full_steps)
-        fz = ws.evaluate(f, active, z);
-      else
-        fz = k == 0 ? ws.evaluate(f, active, z)
-                    : line_search.template step<B>(f, active, d, z, ws.length.data(), ws.monitor,
-                                                   ws.evaluate, ws.line_search);
-      const auto part = [&](Index first, Index n) { between(k, fz, first, n); };
+    Index steps = 0;
+    const auto judge = [&](BatchView<const S> fz) {
+      const auto part = [&](Index first, Index n) { between(steps == 0, fz, first, n); };
       if (ws.monitor.each_alone(observer))
-        B::in_blocks(active.count, z.dim * (std::min<Index>(k, memory) + 4), part);
+        B::in_blocks(active.count, z.dim * (std::min(steps, memory) + 4), part);
       else
         part(0, active.count);
       active = ws.monitor.running(active);
-    }
+      ++steps;
+    };
+
+    judge(ws.evaluate(f, active, z));
+    B::repeat(active, [&] {
+      if constexpr (full_steps)
+        judge(ws.evaluate(f, active, z));
+      else
+        judge(line_search.template step<B>(f, active, d, z, ws.length.data(), ws.monitor,
+                                           ws.evaluate, ws.line_search));
+    });
     ws.monitor.finish(z, ws.report);
   }
 

@@ -38,11 +38,15 @@ struct FixedPoint {
     require(damping > 0, "FixedPoint: damping must be > 0, got ", damping);
     const BatchView<S> g = ws.g.batch(z.dim, z.count);
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
-    active = ws.monitor.judge(active, 0, ws.evaluate(f, active, z), z, g, observer);
-    for (int k = 1; !B::empty(active); ++k) {
+    const auto judge = [&] {
+      ws.monitor.judge(active, 1, ws.evaluate(f, active, z), z, g, observer);
+      active = ws.monitor.running(active);
+    };
+    judge();
+    B::repeat(active, [&] {
       B::axpby(active, static_cast<S>(damping), BatchView<const S>(g), S(1), z);
-      active = ws.monitor.judge(active, k, ws.evaluate(f, active, z), z, g, observer);
-    }
+      judge();
+    });
     ws.monitor.finish(z, ws.report);
   }
 };

@@ -48,12 +48,16 @@ struct Gmres {
     require(restart >= 1, "Gmres: restart must be >= 1, got ", restart);
     const auto g = ws.g.batch(z.dim, z.count);
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
-    active = ws.monitor.judge(active, 0, ws.evaluate(f, active, z), z, g, observer);
-    for (int k = 0; !B::empty(active);) {
+    const auto judge = [&](int steps) {
+      ws.monitor.judge(active, steps, ws.evaluate(f, active, z), z, g, observer);
+      active = ws.monitor.running(active);
+    };
+    judge(0);
+    for (int k = 0; k < stopping.max_iterations && !B::empty(active);) {
       const int n = static_cast<int>(std::min<Index>(restart, stopping.max_iterations - k));
       cycle<B>(f, active, n, g, z, ws);
       k += n;
-      active = ws.monitor.judge(active, k, ws.evaluate(f, active, z), z, g, observer);
+      judge(n);
     }
     ws.monitor.finish(z, ws.report);
   }

@@ -64,6 +64,7 @@ struct Progress {
   double absolute, relative;              ///< of the current iterate
   double first_absolute, first_relative;  ///< after the first step
   int judgements;                         ///< entries of the residual history
+  bool started;                           ///< has been judged at the start
   bool improved;                          ///< the current iterate is the best so far
 };
 
@@ -81,10 +82,13 @@ DEQ_HOST_DEVICE inline Range range_of_last(const double* history, int length, in
   return range;
 }
 
-/// Judges one sample after step k, given the squared norms of g and f.
+/// Judges one sample, given the squared norms of g and f: at the start, then after so many more
+/// steps.
 DEQ_HOST_DEVICE inline void judge(const Stopping& rule, Progress& p, double* relative_history,
-                                  double* absolute_history, int k, double g_squared,
+                                  double* absolute_history, int steps, double g_squared,
                                   double f_squared) {
+  const int k = p.started ? p.report.iterations + steps : 0;
+  p.started = true;
   p.absolute = std::sqrt(g_squared);
   p.relative = p.absolute / (std::sqrt(f_squared) + 1e-9);
   SampleReport& r = p.report;
@@ -193,20 +197,20 @@ class Monitor {
   S* g_squared() { return g_squared_.data(); }
   S* f_squared() { return f_squared_.data(); }
 
-  /// G = F - Z for the active samples (F compact), and the verdict on it. Returns who goes on.
+  /// G = F - Z for the active samples (F compact), and the verdict on it.
   template <class Observer>
-  Samples judge(Samples a, int k, BatchView<const S> f, BatchView<const S> z, BatchView<S> g,
-                Observer&& observer) {
+  void judge(Samples a, int steps, BatchView<const S> f, BatchView<const S> z, BatchView<S> g,
+             Observer&& observer) {
     B::residual(a, f, z, g, g_squared(), f_squared());
-    verdict(a, 0, k, z, observer);
-    return running(a);
+    verdict(a, 0, steps, z, observer);
   }
 
-  /// What the stopping rule makes of the norms g_squared() and f_squared() at step k: best iterates
-  /// are put aside, the observer is asked, whoever has finished gets his status. Of samples that
-  /// are judged `each_alone`, a few at a time may be, in any order: those from position `first` on.
+  /// What the stopping rule makes of the norms g_squared() and f_squared(), so many steps after the
+  /// last verdict (the first is on the start): best iterates are put aside, the observer is asked,
+  /// whoever has finished gets his status. Of samples that are judged `each_alone`, a few at a time
+  /// may be, in any order: those from position `first` on.
   template <class Observer>
-  void verdict(Samples a, Index first, int k, BatchView<const S> z, Observer&& observer) {
+  void verdict(Samples a, Index first, int steps, BatchView<const S> z, Observer&& observer) {
     if (rule_.scope == Scope::batch) share_norms(a);
     Progress* progress = progress_.data();
     const S* gg = g_squared();
@@ -216,7 +220,7 @@ class Monitor {
     const Index stride = history_length_;
     const Stopping rule = rule_;
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      detail::judge(rule, progress[s], relative + s * stride, absolute + s * stride, k,
+      detail::judge(rule, progress[s], relative + s * stride, absolute + s * stride, steps,
                     static_cast<double>(gg[s]), static_cast<double>(ff[s]));
     });
     const Samples improved = B::filter(
@@ -224,7 +228,7 @@ class Monitor {
     B::copy(improved, z, {best_.data(), z.dim, count_});
     if constexpr (!std::same_as<std::remove_cvref_t<Observer>, NoObserver> &&
                   SolveObserver<Observer>) {
-      if (observer(Observation{k, a, progress}))
+      if (observer(Observation{a.empty() ? 0 : progress[a[0]].report.iterations, a, progress}))
         B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
           if (progress[s].report.status == SolveStatus::running)
             progress[s].report.status = SolveStatus::stopped;
@@ -237,13 +241,20 @@ class Monitor {
     return rule_.scope == Scope::sample && std::is_same_v<Observer, NoObserver>;
   }
   /// Those of the active samples that have not finished, the new active ones.
-  Samples running(Samples a) { return with_status(a, SolveStatus::running, active_.data()); }
+  Samples running(Samples a) { return learning(a, false, active_.data()); }
 
-  /// Those of the samples `a` that ended with the given status.
-  Samples with_status(Samples a, SolveStatus status, Index* ids) const {
+  /// Those of the samples `a`, active before the verdict, whose inverse still changes: who goes on,
+  /// and if the inverse is to be kept, to_the_end, who has just spent his budget.
+  Samples learning(Samples a, bool to_the_end, Index* ids) const {
     const Progress* progress = progress_.data();
     return B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].report.status == status; }, ids);
+        a,
+        [=] DEQ_HOST_DEVICE(Index s) {
+          const SolveStatus status = progress[s].report.status;
+          return status == SolveStatus::running ||
+                 (to_the_end && status == SolveStatus::budget_exhausted);
+        },
+        ids);
   }
 
   /// Counts an update of the inverse that had to be left out, for the samples where skipped[s].
@@ -264,10 +275,19 @@ class Monitor {
     const auto count = static_cast<std::size_t>(count_);
     host_progress_.resize(count);
     B::download_bytes(host_progress_.data(), progress_.data(), count * sizeof(Progress));
-    report.samples.resize(count);
-    for (std::size_t s = 0; s < count; ++s) report.samples[s] = host_progress_[s].report;
-    download_trace(relative_history_, report.relative_trace);
-    download_trace(absolute_history_, report.absolute_trace);
+    const auto download = [&](const Array<B, double>& history, std::vector<double>& host) {
+      host.resize(rule_.trace ? static_cast<std::size_t>(count_ * history_length_) : 0);
+      B::download_bytes(host.data(), history.data(), host.size() * sizeof(double));
+    };
+    download(relative_history_, host_relative_);
+    download(absolute_history_, host_absolute_);
+    B::when_done([this, &report] {
+      report.samples.resize(host_progress_.size());
+      for (std::size_t s = 0; s < host_progress_.size(); ++s)
+        report.samples[s] = host_progress_[s].report;
+      cut_trace(host_relative_, report.relative_trace);
+      cut_trace(host_absolute_, report.absolute_trace);
+    });
   }
 
  private:
@@ -295,15 +315,13 @@ class Monitor {
   }
 
  private:
-  void download_trace(const Array<B, double>& history,
-                      std::vector<std::vector<double>>& trace) const {
+  void cut_trace(const std::vector<double>& history,
+                 std::vector<std::vector<double>>& trace) const {
     trace.clear();
     if (!rule_.trace) return;
-    trace.resize(host_progress_.size());
-    for (std::size_t s = 0; s < trace.size(); ++s) {
-      trace[s].resize(static_cast<std::size_t>(host_progress_[s].judgements));
-      B::download_bytes(trace[s].data(), history.data() + static_cast<Index>(s) * history_length_,
-                        trace[s].size() * sizeof(double));
+    for (std::size_t s = 0; s < host_progress_.size(); ++s) {
+      const auto first = history.begin() + static_cast<Index>(s) * history_length_;
+      trace.emplace_back(first, first + host_progress_[s].judgements);
     }
   }
 
@@ -316,6 +334,7 @@ class Monitor {
   Everybody<B> everybody_;
   Array<B, Index> active_, improved_;
   std::vector<Progress> host_progress_;
+  std::vector<double> host_relative_, host_absolute_;
 };
 
 /// Evaluates a map for the active samples of a whole batch: F is compact, and so is what f is

@@ -25,6 +25,8 @@ struct Cpu {
   using ConstView = BatchView<const S>;
   using Basis = BasisView<S>;
   using ConstBasis = BasisView<const S>;
+  using Rows = AllRows;
+  static constexpr bool whole_batches = false;
 
   static void* allocate(std::size_t bytes) { return HostPool::instance().acquire(bytes); }
   static void deallocate(void* p, std::size_t bytes) noexcept {
@@ -187,6 +189,14 @@ struct Cpu {
     return {kept, n};
   }
   static bool empty(Samples a) { return a.empty(); }
+  template <class Work>
+  static void repeat(const Samples& a, Work&& work) {
+    while (!a.empty()) work();
+  }
+  template <class Work>
+  static void when_done(Work&& work) {
+    work();
+  }
 
   static void solve_dense(Index n, S* matrix, S* rhs) {
     using Matrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic>;

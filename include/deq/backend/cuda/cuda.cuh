@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include <deq/backend/concept.hpp>
 #include <deq/backend/cuda/basis.cuh>
+#include <deq/backend/cuda/graph.cuh>
 #include <deq/backend/cuda/precision.hpp>
 #include <deq/core/host_pool.hpp>
 
@@ -87,16 +89,20 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   using ConstView = BatchView<const S>;
   using Basis = BasisView<S>;
   using ConstBasis = BasisView<const S>;
+  using Rows = cuda::Rows;
+  static constexpr bool whole_batches = true;
 
   static void copy_bytes(void* to, const void* from, std::size_t bytes) {
     transfer(to, from, bytes, cudaMemcpyDeviceToDevice, "copy on the device");
   }
   static void upload_bytes(void* to, const void* from, std::size_t bytes) {
+    require<DeviceError>(bytes == 0 || !cuda::Graph::recording(),
+                         "CUDA: recorded work uploads; do that before the graph is launched");
     transfer(to, from, bytes, cudaMemcpyHostToDevice, "copy to the device");
   }
   static void download_bytes(void* to, const void* from, std::size_t bytes) {
     transfer(to, from, bytes, cudaMemcpyDeviceToHost, "copy to the host");
-    if (bytes) cuda::synchronize();
+    if (bytes && !cuda::Graph::recording()) cuda::synchronize();
   }
 
   static void fill(S* x, Index n, S value) {
@@ -219,7 +225,22 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
         a.count, [=] __device__(Index j) { kept[j] = a[j] >= 0 && keep(a[j]) ? a[j] : Index{-1}; });
     return {kept, a.count};
   }
+  template <class Work>
+  static void repeat(const Samples& a, Work&& work) {
+    if (cuda::Graph* const graph = cuda::Graph::recording())
+      graph->repeat(a, work);
+    else
+      while (!empty(a)) work();
+  }
+  template <class Work>
+  static void when_done(Work&& work) {
+    if (cuda::Graph* const graph = cuda::Graph::recording())
+      graph->when_done(std::forward<Work>(work));
+    else
+      work();
+  }
   static bool empty(Samples a) {
+    if (cuda::Graph::recording()) return a.empty();  // the device will know
     PoolVector<Index> ids(static_cast<std::size_t>(a.count));
     download_bytes(ids.data(), a.id, ids.size() * sizeof(Index));
     return std::all_of(ids.begin(), ids.end(), [](Index s) { return s < 0; });

@@ -9,7 +9,8 @@
 
 namespace deq::cuda {
 
-/// Threads a block of the kernels that only stream through memory.
+inline constexpr int warp_threads = 32;
+/// Threads of a block, but for few kernels.
 inline constexpr int threads = 256;
 
 template <class T>
@@ -66,6 +67,38 @@ T* dynamic_shared() {
   return static_cast<T*>(deq_emulation::dynamic_shared());
 }
 #endif
+
+namespace detail {
+inline Samples& rows_in_use() {
+  static thread_local Samples rows;
+  return rows;
+}
+}  // namespace detail
+
+/// The rows of batches, one a sample, that a kernel has to compute: all of them, or those that are
+/// in the set of a Rows scope.
+struct RowSet {
+  const Index* id = nullptr;
+  DEQ_HOST_DEVICE bool contains(Index row) const { return !id || id[row] >= 0; }
+
+  /// Of a batch of `count` samples.
+  static RowSet of(Index count) {
+    const Samples& rows = detail::rows_in_use();
+    return {rows.count == count ? rows.id : nullptr};
+  }
+};
+
+/// While it lives, kernels leave out rows of batches of a.count samples that belong to nobody.
+class Rows {
+ public:
+  explicit Rows(Samples a) : before_(std::exchange(detail::rows_in_use(), a)) {}
+  ~Rows() { detail::rows_in_use() = before_; }
+  Rows(const Rows&) = delete;
+  Rows& operator=(const Rows&) = delete;
+
+ private:
+  Samples before_;
+};
 
 /// Which of the threads of a one-dimensional grid this is.
 __device__ inline Index thread_index() {

@@ -98,13 +98,15 @@ class PixelPiece {
 };
 
 template <class Body>
-__global__ void __launch_bounds__(threads) piece_kernel(PixelPieces pieces, Body body) {
-  body(PixelPiece(pieces));
+__global__ void __launch_bounds__(threads)
+    piece_kernel(PixelPieces pieces, RowSet samples, Body body) {
+  const PixelPiece piece(pieces);
+  if (samples.contains(piece.sample)) body(piece);
 }
 /// body(piece) by all threads of a block, for all pieces.
 template <class Body>
 void for_each_piece(const PixelPieces& pieces, Body body) {
-  launch(pieces.grid(), piece_kernel<Body>, pieces, body);
+  launch(pieces.grid(), piece_kernel<Body>, pieces, RowSet::of(pieces.samples), body);
 }
 
 /// The moments of every channel of x in every piece.

@@ -48,8 +48,11 @@ class Square {
 /// body(i, square) for every small number i.
 template <class Body>
 void for_each_square(const NhwcUpsampling& g, Body body) {
-  for_each_index(g.samples * g.height * g.width * g.channels,
-                 [=] __device__(Index i) { body(i, Square(g, i)); });
+  const RowSet samples = RowSet::of(g.samples);
+  const Index size = g.height * g.width * g.channels;
+  for_each_index(g.samples * size, [=] __device__(Index i) {
+    if (samples.contains(i / size)) body(i, Square(g, i));
+  });
 }
 
 }  // namespace cuda

@@ -5,10 +5,9 @@
 
 #include <deq/backend/array.hpp>
 #include <deq/backend/cuda/launch.cuh>
+#include <deq/backend/cuda/memory.cuh>
 
 namespace deq::cuda {
-
-inline constexpr int warp_threads = 32;
 
 /// The sum over a warp, in every thread of it.
 template <class S>

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The CUDA runtime as the backend uses it: one stream, memory from a pool, errors as exceptions.
+// The CUDA runtime as the backend uses it: one stream, errors as exceptions.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include <deq/core/block_pool.hpp>
 #include <deq/core/error.hpp>
 
 namespace deq::cuda {
@@ -42,34 +41,6 @@ inline void synchronize() { check(cudaStreamSynchronize(stream()), "wait for the
 inline void set_stream(cudaStream_t stream) {
   synchronize();
   detail::current_stream() = stream;
-}
-
-struct DeviceMemory {
-  static void* allocate(std::size_t bytes);
-  static void deallocate(void* block) noexcept { cudaFree(block); }
-};
-/// The pool of all device memory.
-using DevicePool = BlockPool<DeviceMemory>;
-
-/// Where the backend's memory comes from.
-struct PooledMemory {
-  static void* allocate(std::size_t bytes) { return DevicePool::instance().acquire(bytes); }
-  static void deallocate(void* p, std::size_t bytes) noexcept {
-    DevicePool::instance().release(p, bytes);
-  }
-};
-
-inline void* DeviceMemory::allocate(std::size_t bytes) {
-  void* block = nullptr;
-  cudaError_t status = cudaMalloc(&block, bytes);
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    DevicePool::instance().trim();  // blocks of other sizes that nobody uses
-    status = cudaMalloc(&block, bytes);
-  }
-  require<DeviceError>(status == cudaSuccess, "CUDA: allocate ", bytes,
-                       " bytes: ", cudaGetErrorString(status));
-  return block;
 }
 
 }  // namespace deq::cuda

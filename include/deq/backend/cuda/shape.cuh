@@ -23,11 +23,12 @@ struct TransposeGeometry {
 /// Through shared memory, so that both sides of it are read and written along their rows.
 template <class S>
 __global__ void __launch_bounds__(threads)
-    transpose_kernel(TransposeGeometry g, const S* x, S* y, bool accumulate) {
+    transpose_kernel(TransposeGeometry g, RowSet samples, const S* x, S* y, bool accumulate) {
   __shared__ S square[tile][tile + 1];  // the columns in different banks
   const Index block = blockIdx.x, row_block = block / g.column_tiles();
   const Index column = block % g.column_tiles() * tile, row = row_block % g.row_tiles() * tile;
   const Index sample = row_block / g.row_tiles();
+  if (!samples.contains(sample)) return;
   const int lane = static_cast<int>(threadIdx.x) % tile,
             first = static_cast<int>(threadIdx.x) / tile;
   constexpr int step = threads / tile;
@@ -44,8 +45,8 @@ __global__ void __launch_bounds__(threads)
       put(y[k * g.rows + lane], square[lane][k], accumulate);
 }
 template <class S>
-void transpose(const TransposeGeometry& g, const S* x, S* y, bool accumulate) {
-  launch({.x = g.samples * g.row_tiles() * g.column_tiles()}, transpose_kernel<S>, g, x, y,
+void transpose(const TransposeGeometry& g, RowSet samples, const S* x, S* y, bool accumulate) {
+  launch({.x = g.samples * g.row_tiles() * g.column_tiles()}, transpose_kernel<S>, g, samples, x, y,
          accumulate);
 }
 
@@ -63,7 +64,7 @@ void copy_strips(Cuda<S>, const StripGeometry& g, const S* from, S* to, bool acc
 /// y (cols x rows) (+)= x^T, x (rows x cols).
 template <class S>
 void transpose_matrix(Cuda<S>, Index rows, Index cols, const S* x, S* y, bool accumulate) {
-  cuda::transpose({1, rows, cols, 0, 0}, x, y, accumulate);
+  cuda::transpose({1, rows, cols, 0, 0}, cuda::RowSet{}, x, y, accumulate);
 }
 
 /// Images of `pixels` x `channels`, one a sample, those of x `x_stride` apart, to the other order
@@ -71,7 +72,8 @@ void transpose_matrix(Cuda<S>, Index rows, Index cols, const S* x, S* y, bool ac
 template <class S>
 void nhwc_transpose(Cuda<S>, Index samples, Index rows, Index columns, const S* x, Index x_stride,
                     S* y, Index y_stride, bool accumulate) {
-  cuda::transpose({samples, rows, columns, x_stride, y_stride}, x, y, accumulate);
+  cuda::transpose({samples, rows, columns, x_stride, y_stride}, cuda::RowSet::of(samples), x, y,
+                  accumulate);
 }
 
 }  // namespace deq

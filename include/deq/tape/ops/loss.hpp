@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <concepts>
+#include <limits>
+#include <memory>
 #include <ranges>
+#include <span>
 #include <utility>
 
 #include <deq/backend/array.hpp>
@@ -63,11 +67,58 @@ struct Softmax {
   }
 };
 
+/// The classes of a batch of samples, on the host and in the memory of backend B. A handle: a copy
+/// names the same labels, and `assign` gives all of them new ones.
+template <Backend B>
+class Labels {
+ public:
+  Labels() = default;
+  /// Any contiguous list of integers >= 0.
+  template <std::ranges::contiguous_range List>
+    requires std::integral<std::ranges::range_value_t<List>>
+  explicit Labels(const List& list) { assign(list); }
+  /// Labels of another batch; in the same memory if there are as many. Throws InvalidArgument.
+  template <std::ranges::contiguous_range List>
+    requires std::integral<std::ranges::range_value_t<List>>
+  void assign(const List& list) {
+    if (!shared_) shared_ = std::allocate_shared<Shared>(PoolAllocator<Shared>());
+    PoolVector<Index>& host = shared_->host;
+    host.clear();
+    host.reserve(std::ranges::size(list));
+    shared_->largest = -1;
+    for (const auto label : list) {
+      require(std::cmp_greater_equal(label, 0) &&
+                  std::cmp_less_equal(label, std::numeric_limits<int>::max()),
+              "Labels: ", +label, " is no class");
+      host.push_back(static_cast<Index>(label));
+      shared_->largest = std::max(shared_->largest, host.back());
+    }
+    shared_->device.resize(size());
+    B::upload_bytes(shared_->device.data(), host.data(), host.size() * sizeof(Index));
+  }
+
+  Index size() const { return shared_ ? static_cast<Index>(shared_->host.size()) : 0; }
+  /// The largest label; -1 without any.
+  Index largest() const { return shared_ ? shared_->largest : -1; }
+  std::span<const Index> host() const {
+    return shared_ ? std::span<const Index>(shared_->host) : std::span<const Index>();
+  }
+  const Index* data() const { return shared_ ? shared_->device.data() : nullptr; }
+
+ private:
+  struct Shared {
+    PoolVector<Index> host;
+    Array<B, Index> device;
+    Index largest = -1;
+  };
+  std::shared_ptr<Shared> shared_;
+};
+
 /// Mean over the batch of -log softmax(x)[label].
 template <class B>
 struct SoftmaxCrossEntropy {
   static constexpr bool saves_inputs = false, saves_output = false;
-  Array<B, Index> labels{};
+  Labels<B> labels;
   Tensor<B> log_probability{};
 
   Tensor<B> forward(const Tensor<B>& logits) {
@@ -96,29 +147,28 @@ auto log_softmax(const X& x) {
   return record(LogSoftmax<typename X::Backend>{}, x);
 }
 
-/// The mean over the batch of -log softmax(logits)[label], in nats, of rank 0; logits (N, K),
-/// labels any contiguous list of N integers in [0, K). Throws ShapeError, or InvalidArgument for a
-/// label outside.
-template <TensorLike X, std::ranges::contiguous_range Labels>
-  requires std::integral<std::ranges::range_value_t<Labels>>
-auto softmax_cross_entropy(const X& logits, const Labels& labels) {
-  using B = typename X::Backend;
+/// The mean over the batch of -log softmax(logits)[label], in nats, of rank 0; logits (N, K), N
+/// labels in [0, K). Throws ShapeError, or InvalidArgument for a label outside.
+template <TensorLike X>
+auto softmax_cross_entropy(const X& logits, const Labels<typename X::Backend>& labels) {
   const Shape& shape = logits.shape();
-  const auto n = static_cast<Index>(std::ranges::size(labels));
+  const Index n = labels.size();
   require<ShapeError>(shape.rank() == 2 && shape[0] == n && n > 0,
                       "softmax_cross_entropy: needs logits (N, K) and N labels, N > 0, got ", shape,
                       " and ", n, " labels");
-  PoolVector<Index> host;
-  host.reserve(static_cast<std::size_t>(n));
-  for (const auto label : labels) {
-    require(std::cmp_greater_equal(label, 0) && std::cmp_less(label, shape[1]),
-            "softmax_cross_entropy: label ", +label, " is outside [0, ", shape[1], ")");
-    host.push_back(static_cast<Index>(label));
-  }
-  SoftmaxCrossEntropy<B> op;
-  op.labels.resize(n);
-  B::upload_bytes(op.labels.data(), host.data(), host.size() * sizeof(Index));
-  return record(std::move(op), logits);
+  require(labels.largest() < shape[1], "softmax_cross_entropy: label ", labels.largest(),
+          " is outside [0, ", shape[1], ")");
+  return record(SoftmaxCrossEntropy<typename X::Backend>{labels}, logits);
+}
+/// The same for any contiguous list of integers.
+template <TensorLike X, std::ranges::contiguous_range List>
+  requires std::integral<std::ranges::range_value_t<List>>
+auto softmax_cross_entropy(const X& logits, const List& labels) {
+  const Index classes = logits.shape().rank() == 2 ? logits.extent(1) : 0;
+  for (const auto label : labels)
+    require(classes == 0 || (std::cmp_greater_equal(label, 0) && std::cmp_less(label, classes)),
+            "softmax_cross_entropy: label ", +label, " is outside [0, ", classes, ")");
+  return softmax_cross_entropy(logits, Labels<typename X::Backend>(labels));
 }
 
 /// The mean of (a - b)^2 over all elements, of rank 0; a and b have the same shape.

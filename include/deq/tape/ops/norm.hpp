@@ -147,19 +147,19 @@ struct BatchNormState {
 
   /// Counts in a batch with `n` values a channel, of this mean and biased variance: running <- (1 -
   /// momentum) running + momentum now, where the variance is that of the population, with divisor n
-  /// - 1. Somebody may still hold the old statistics, so they are replaced, not overwritten.
+  /// - 1. If somebody else still holds the old statistics, they are replaced, not overwritten.
   void count_in(const Tensor<B>& mean, const Tensor<B>& variance, Index n,
                 typename B::Scalar momentum) {
     using S = typename B::Scalar;
     const auto count = [&](Tensor<B>& running, const Tensor<B>& now, S unbias) {
-      Tensor<B> next(running.shape());
+      Tensor<B> next = running.unique() ? running : Tensor<B>(running.shape());
       elementwise(B{}, next.size(), detail::RunningMean<S>{momentum, unbias}, next.data(),
                   running.data(), now.data());
       running = std::move(next);
     };
     count(running_mean, mean, 1);
     count(running_var, variance, static_cast<S>(n) / static_cast<S>(n - 1));
-    ++batches;
+    B::when_done([this] { ++batches; });
   }
 };
 

@@ -19,15 +19,16 @@ struct ConvEpilogue {
 
 /// Writes a tile of u, row by row, and its moments.
 template <class T>
-__device__ void write_tile(const ImageMap& map, const Segments& segments, Index first_row,
-                           int first_column, const ConvEpilogue<typename T::S>& epilogue,
-                           typename T::S* sums) {
+__device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet samples,
+                           Index first_row, int first_column,
+                           const ConvEpilogue<typename T::S>& epilogue, typename T::S* sums) {
   using S = typename T::S;
   __shared__ Index place[T::rows];  // of a row in u; -1 for an empty one
   __shared__ Index sample_of[T::rows];
   for (int r = static_cast<int>(threadIdx.x); r < T::rows; r += threads) {
     const Segments::Row row = segments.row(first_row + r);
-    const bool there = row.sample < map.samples && row.pixel < map.out_pixels();
+    const bool there =
+        row.sample < map.samples && row.pixel < map.out_pixels() && samples.contains(row.sample);
     place[r] = there ? (row.sample * map.out_pixels() + row.pixel) * map.out_channels : -1;
     sample_of[r] = row.sample;
   }
@@ -67,21 +68,31 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, Index 
   }
 }
 
+/// True if no sample of a tile has to be computed.
+__device__ inline bool nobody(const ImageMap& map, const Segments& segments, RowSet samples,
+                              Index first_row, Index rows) {
+  const Index last = segments.row(first_row + rows - 1).sample;
+  for (Index s = segments.row(first_row).sample; s <= last && s < map.samples; ++s)
+    if (samples.contains(s)) return false;
+  return true;
+}
+
 template <class T, int width>
 __global__ void __launch_bounds__(threads)
-    implicit_gemm_kernel(ImageMap map, Segments segments, const typename T::S* x,
+    implicit_gemm_kernel(ImageMap map, Segments segments, RowSet samples, const typename T::S* x,
                          const typename T::Word* packed, Index packed_columns,
                          ConvEpilogue<typename T::S> epilogue) {
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
   const int first_column = static_cast<int>(blockIdx.y) * T::columns;
+  if (nobody(map, segments, samples, first_row, T::rows)) return;
   typename T::Word* const shared = dynamic_shared<typename T::Word>();
-  Patches<T, width> a(map, segments, x, first_row);
+  Patches<T, width> a(map, segments, samples, x, first_row);
   Weights<T> b(packed, packed_columns, first_column);
   T product;
   product.multiply(a, b, (map.depth() + T::stage - 1) / T::stage, shared);
   auto* const sums = reinterpret_cast<typename T::S*>(shared);
   product.spread(sums);
-  write_tile<T>(map, segments, first_row, first_column, epilogue, sums);
+  write_tile<T>(map, segments, samples, first_row, first_column, epilogue, sums);
 }
 
 /// body(integral constants of rows, columns) for the tile of a plan.
@@ -119,7 +130,7 @@ void convolve(const ImageMap& map, const S* x, const S* packed, const ConvEpilog
     using T = Tile<A, rows, columns>;
     with_width(map.channels, x, [&](auto width) {
       launch({.x = plan.row_tiles, .y = plan.column_tiles, .shared_bytes = T::shared_bytes},
-             implicit_gemm_kernel<T, width>, map, segments, x,
+             implicit_gemm_kernel<T, width>, map, segments, RowSet::of(map.samples), x,
              reinterpret_cast<const typename T::Word*>(packed), weight.columns, epilogue);
     });
   });

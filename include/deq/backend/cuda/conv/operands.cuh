@@ -121,12 +121,14 @@ class Patches : public AlongRow<T> {
  public:
   using typename AlongRow<T>::Loaded;
 
-  __device__ Patches(const ImageMap& map, const Segments& segments, const S* x, Index first_row)
+  __device__ Patches(const ImageMap& map, const Segments& segments, RowSet samples, const S* x,
+                     Index first_row)
       : map_(map) {
 #pragma unroll
     for (int q = 0; q < T::a_quads; ++q) {
       const Segments::Row row = segments.row(first_row + this->row(q));
-      const bool there = row.sample < map.samples && row.pixel < map.out_pixels();
+      const bool there =
+          row.sample < map.samples && row.pixel < map.out_pixels() && samples.contains(row.sample);
       image_[q] = there ? x + row.sample * map.pixels() * map.channels : nullptr;
       line_[q] = map.origin(row.pixel / map.out_width);
       column_[q] = map.origin(row.pixel % map.out_width);

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include <deq/backend/cuda/launch.cuh>
+#include <deq/backend/cuda/memory.cuh>
+
+namespace deq::cuda {
+
+/// Work of the device that is recorded once and launched as a whole any number of times: a solve,
+/// or a training step, costs the host one call, and the device asks the host for nothing on the
+/// way. Loops until convergence (Backend's repeat) become conditional nodes of the graph.
+///
+///     layer.solve(z0, x, theta, solution);                       // once for the memory that it
+///     needs cuda::Graph graph([&] { layer.solve(z0, x, theta, solution); }); for (...) {
+///       ...                                                      // new numbers in z0, x and theta
+///       graph.launch();
+///     }
+///     graph.finish();                                            // now solution.report is filled
+///
+/// The work is called once, and with the same pointers ever after: what it names, on the host too,
+/// has to stay where it is, and numbers that the host computes are those of the recording. It may
+/// not upload (DeviceError). The graph keeps memory of its own. Recording throws what the work
+/// throws, and DeviceError.
+class Graph {
+ public:
+  template <class Work>
+  explicit Graph(Work&& work) {
+    require<DeviceError>(recording() == nullptr, "CUDA: a graph is being recorded already");
+    synchronize();
+    check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed), "begin to record");
+    try {
+      const Recording scope(*this);
+      work();
+    } catch (...) {
+      cudaGraph_t graph = nullptr;
+      cudaStreamEndCapture(stream(), &graph);
+      if (graph) cudaGraphDestroy(graph);
+      cudaGetLastError();
+      throw;
+    }
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamEndCapture(stream(), &graph), "record");
+    graph_.reset(graph);
+    cudaGraphExec_t executable = nullptr;
+    check(cudaGraphInstantiate(&executable, graph, 0), "instantiate a graph");
+    executable_.reset(executable);
+  }
+
+  /// Hands the work to the stream.
+  void launch() { check(cudaGraphLaunch(executable_.get(), stream()), "launch a graph"); }
+  /// Waits for the last launch; what was downloaded is where it belongs.
+  void finish() {
+    synchronize();
+    for (const std::function<void()>& work : when_done_) work();
+  }
+  /// Bytes of the device that belong to the graph.
+  std::size_t bytes() const { return memory_.bytes(); }
+
+  /// The graph that this thread is recording, or null.
+  static Graph*& recording() {
+    static thread_local Graph* graph = nullptr;
+    return graph;
+  }
+  void when_done(std::function<void()> work) { when_done_.push_back(std::move(work)); }
+  /// work() while there is anybody in `a`, which the work filters in place.
+  template <class Work>
+  void repeat(const Samples& a, Work&& work);
+
+ private:
+  struct Recording {
+    explicit Recording(Graph& graph) {
+      recording() = &graph;
+      detail::recorded_memory() = &graph.memory_;
+    }
+    ~Recording() {
+      recording() = nullptr;
+      detail::recorded_memory() = nullptr;
+    }
+  };
+  struct Destroy {
+    void operator()(cudaGraph_t graph) const { cudaGraphDestroy(graph); }
+    void operator()(cudaGraphExec_t executable) const { cudaGraphExecDestroy(executable); }
+    void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+  };
+  template <class Handle>
+  using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy>;
+
+  GraphMemory memory_;
+  std::vector<std::function<void()>> when_done_;
+  Owned<cudaGraph_t> graph_;
+  Owned<cudaGraphExec_t> executable_;
+};
+
+/// Sets whether a loop goes on: by one warp.
+__global__ inline void go_on_kernel(Samples a, cudaGraphConditionalHandle handle) {
+  bool anybody = false;
+  for (Index first = 0; first < a.count; first += warp_threads) {
+    const Index j = first + threadIdx.x;
+    if (__any_sync(0xffffffffu, j < a.count && a[j] >= 0)) anybody = true;
+  }
+  if (threadIdx.x == 0) cudaGraphSetConditional(handle, anybody ? 1 : 0);
+}
+
+template <class Work>
+void Graph::repeat(const Samples& a, Work&& work) {
+  cudaStreamCaptureStatus status{};
+  unsigned long long id = 0;
+  cudaGraph_t graph = nullptr;
+  const auto capture_info = [&](const cudaGraphNode_t** after, std::size_t* count) {
+    const cudaGraphEdgeData* edges = nullptr;
+    check(cudaStreamGetCaptureInfo(stream(), &status, &id, &graph, after, &edges, count),
+          "see what is recorded");
+  };
+  const cudaGraphNode_t* after = nullptr;
+  std::size_t count = 0;
+  capture_info(&after, &count);
+  cudaGraphConditionalHandle handle{};
+  check(cudaGraphConditionalHandleCreate(&handle, graph, 0, 0), "make a condition");
+  const auto go_on = [&] { cuda::launch({.block = warp_threads}, go_on_kernel, a, handle); };
+  go_on();
+
+  capture_info(&after, &count);
+  cudaGraphNodeParams loop{};
+  loop.type = cudaGraphNodeTypeConditional;
+  loop.conditional.handle = handle;
+  loop.conditional.type = cudaGraphCondTypeWhile;
+  loop.conditional.size = 1;
+  cudaGraphNode_t node = nullptr;
+  check(cudaGraphAddNode(&node, graph, after, nullptr, count, &loop), "add a loop");
+
+  cudaStream_t inner = nullptr;
+  check(cudaStreamCreateWithFlags(&inner, cudaStreamNonBlocking), "create a stream");
+  const Owned<cudaStream_t> owned(inner);
+  cudaGraph_t body = loop.conditional.phGraph_out[0];
+  check(
+      cudaStreamBeginCaptureToGraph(inner, body, nullptr, nullptr, 0, cudaStreamCaptureModeRelaxed),
+      "record a loop");
+  const cudaStream_t outer = std::exchange(detail::current_stream(), inner);
+  try {
+    work();
+    go_on();
+  } catch (...) {
+    detail::current_stream() = outer;
+    cudaStreamEndCapture(inner, &body);
+    throw;
+  }
+  detail::current_stream() = outer;
+  check(cudaStreamEndCapture(inner, &body), "record a loop");
+  check(cudaStreamUpdateCaptureDependencies(outer, &node, nullptr, 1,
+                                            cudaStreamSetCaptureDependencies),
+        "go on after a loop");
+}
+
+}  // namespace deq::cuda

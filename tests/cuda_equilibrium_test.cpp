@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+// Solvers, policies, the tape, the layer and a training step on the CUDA backend: the source is the
+// CPU's, so the results have to be.
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <deq/backend/cuda/kernels.cuh>
+#include <deq/deq.hpp>
+
+#include "support/maps.hpp"
+
+using namespace deq;
+using deq_test::relative_error;
+
+namespace {
+
+template <class B>
+Tensor<B> random(const Shape& shape, std::uint32_t seed, double scale) {
+  const auto x = deq_test::Random(seed).vector(shape.size(), scale);
+  return Tensor<B>(shape, std::vector<typename B::Scalar>(x.begin(), x.end()));
+}
+
+/// What one solve and one gradient give.
+struct Outcome {
+  std::vector<std::vector<double>> numbers;  ///< z, then w, then every gradient
+  std::vector<SampleReport> samples;
+  std::vector<AdjointSample> adjoint;
+};
+
+template <class B, class Solution>
+Outcome outcome(const Solution& solution, const EquilibriumGradients<B>& g) {
+  Outcome out;
+  const auto add = [&](const Tensor<B>& t) {
+    const auto host = t.to_host();
+    out.numbers.emplace_back(host.begin(), host.end());
+  };
+  add(solution.z);
+  add(g.adjoint);
+  for (const auto* list : {&g.inputs, &g.params})
+    for (const Tensor<B>& t : *list)
+      if (t) add(t);
+  out.samples.assign(solution.report.samples.begin(), solution.report.samples.end());
+  out.adjoint.assign(g.report.samples.begin(), g.report.samples.end());
+  return out;
+}
+
+/// Eight samples of tanh(W z + x), the first of which are solved at once since their x is large and
+/// f flat there; the last has a NaN.
+template <class B, class Solver, class Policy>
+Outcome dense(const Solver& solver, const Policy& policy) {
+  using S = typename B::Scalar;
+  constexpr Index n = 8, dim = 12;
+  auto layer = equilibrium<Solver, Policy>(
+      [](const auto& z, const auto& x, const auto& w) { return tanh(linear(z, w) + x); }, solver,
+      policy);
+  layer.certified = true;
+  std::vector<S> x;
+  const auto values = deq_test::Random(2).vector(n * dim);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    x.push_back(static_cast<S>(i < values.size() / 2 ? (values[i] < 0 ? -30 : 30) : values[i]));
+  x.back() = std::numeric_limits<S>::quiet_NaN();
+  const Tensor<B> w = random<B>({dim, dim}, 1, 0.4);
+  const auto solution =
+      layer.solve(Tensor<B>({n, dim}, S(0)), inputs(Tensor<B>({n, dim}, x)), params(w));
+  // The sample that is not finite would spoil the gradient of W for everybody.
+  auto h = random<B>({n, dim}, 3, 1).to_host();
+  for (std::size_t i = h.size() - dim; i < h.size(); ++i) h[i] = 0;
+  EquilibriumGradients<B> g;
+  g.inputs.emplace_back(Shape{n, dim});
+  g.params.emplace_back();
+  layer.gradient(solution, Tensor<B>({n, dim}, h), g);
+  return outcome<B>(solution, g);
+}
+
+/// Five samples of a convolutional f, which need different numbers of steps.
+template <class B, class Solver, class Policy>
+Outcome convolutional(const Solver& solver, const Policy& policy) {
+  using S = typename B::Scalar;
+  constexpr Index n = 5, channels = 6, side = 5, dim = channels * side * side;
+  auto layer = equilibrium<Solver, Policy>(
+      [](const auto& z, const auto& x, const auto& w, const auto& scale, const auto& shift) {
+        const auto image = nhwc::from_state(z, 0, side, side, channels);
+        const auto injection = nhwc::from_state(x, 0, side, side, channels);
+        const auto a =
+            nhwc::conv_norm(image, w, {.groups = 2, .conv = {.padding = 1}, .relu = true},
+                            {.scale = &scale, .shift = &shift, .addend = &injection});
+        return nhwc::to_state(std::array{a});
+      },
+      solver, policy);
+  auto x = random<B>({n, dim}, 4, 1).to_host();
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] *= static_cast<S>(1 + 20 * (i / dim % 2));
+  const auto solution =
+      layer.solve(Tensor<B>({n, dim}, S(0)), inputs(Tensor<B>({n, dim}, x)),
+                  params(random<B>({channels, channels, 3, 3}, 5, 0.3),
+                         random<B>({channels}, 6, 0.5), random<B>({channels}, 7, 0.5)));
+  return outcome<B>(solution, layer.gradient(solution, random<B>({n, dim}, 8, 1)));
+}
+
+template <class S>
+void compare(const Outcome& device, const Outcome& host, double tolerance) {
+  REQUIRE(device.numbers.size() == host.numbers.size());
+  for (std::size_t i = 0; i < host.numbers.size(); ++i) {
+    auto a = device.numbers[i], b = host.numbers[i];
+    for (std::size_t k = 0; k < b.size(); ++k) {
+      CHECK(std::isfinite(a[k]) == std::isfinite(b[k]));
+      if (!std::isfinite(b[k])) a[k] = b[k] = 0;
+    }
+    CHECK(relative_error(a, b) < tolerance);
+  }
+  for (std::size_t s = 0; s < host.samples.size(); ++s) {
+    CHECK(device.samples[s].status == host.samples[s].status);
+    if (host.samples[s].status != SolveStatus::converged) continue;
+    CHECK(device.samples[s].iterations == host.samples[s].iterations);
+    CHECK(device.samples[s].evaluations == host.samples[s].evaluations);
+  }
+  for (std::size_t s = 0; s < host.adjoint.size(); ++s) {
+    CHECK(device.adjoint[s].vjps == host.adjoint[s].vjps);
+    CHECK(device.adjoint[s].fell_back == host.adjoint[s].fell_back);
+  }
+}
+
+/// Tolerances of the solves: tight in double, where the paths of the two backends stay together.
+template <class S>
+constexpr double solved = std::is_same_v<S, double> ? 1e-9 : 1e-4;
+template <class S>
+constexpr double same = std::is_same_v<S, double> ? 1e-6 : 2e-2;
+
+template <class S, class Solver, class Policy>
+void check(const std::string& name, const Solver& solver, const Policy& policy) {
+  INFO(name);
+  compare<S>(dense<Cuda<S>>(solver, policy), dense<Cpu<S>>(solver, policy), same<S>);
+  compare<S>(convolutional<Cuda<S>>(solver, policy), convolutional<Cpu<S>>(solver, policy),
+             same<S>);
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("Every solver and every policy gives what it gives on the CPU", S, double,
+                   float) {
+  const Stopping stopping{.max_iterations = 25, .relative_tolerance = solved<S>};
+  check<S>("FixedPoint, Jfb", FixedPoint{.stopping = stopping}, Jfb{});
+  check<S>("Anderson, Gdeq", Anderson{.stopping = stopping, .memory = 4}, Gdeq{});
+  check<S>("Broyden, Gdeq", Broyden<>{.stopping = stopping, .memory = 6}, Gdeq{.refinements = 2});
+  check<S>("Broyden<StepsOnly>, Gdeq", Broyden<StepsOnly>{.stopping = stopping},
+           Gdeq{.refinements = 1,
+                .refinement = Gdeq::Refinement::minimal_residual,
+                .min_norm_ratio = 0.1,
+                .max_norm_ratio = 10});
+  check<S>("Broyden<Pairs, Armijo>, Npg", Broyden<Pairs, Armijo>{.stopping = stopping}, Npg{});
+  check<S>("Broyden, Implicit<Gmres>", Broyden<>{.stopping = stopping},
+           Implicit<Gmres>{{.stopping = stopping, .restart = 10}});
+  check<S>("Broyden, Implicit<Broyden>", Broyden<>{.stopping = stopping},
+           Implicit<>{{.stopping = stopping}});
+  check<S>("FixedPoint, Exact", FixedPoint{.stopping = stopping}, Exact{});
+  check<S>("Unrolled", FixedPoint{.stopping = stopping}, Unrolled{3});
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT
+// Work that is recorded once gives, at every launch, what it gives when it is done at once.
+#include <cmath>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <deq/backend/cuda/kernels.cuh>
+#include <deq/deq.hpp>
+
+#include "support/maps.hpp"
+
+using namespace deq;
+using deq_test::relative_error;
+
+namespace {
+
+using B = Cuda<float>;
+
+Tensor<B> random(const Shape& shape, std::uint32_t seed, double scale) {
+  const auto x = deq_test::Random(seed).vector(shape.size(), scale);
+  return Tensor<B>(shape, std::vector<float>(x.begin(), x.end()));
+}
+/// New numbers in the same memory.
+void assign(const Tensor<B>& to, const Tensor<B>& from) {
+  B::copy_bytes(to.data(), from.data(), static_cast<std::size_t>(to.size()) * sizeof(float));
+}
+std::vector<double> host(const Tensor<B>& t) {
+  const auto values = t.to_host();
+  return {values.begin(), values.end()};
+}
+
+auto tanh_layer(auto solver, auto policy) {
+  return equilibrium<decltype(solver), decltype(policy)>(
+      [](const auto& z, const auto& x, const auto& w) { return tanh(linear(z, w) + x); }, solver,
+      policy);
+}
+
+/// Inputs of which some are solved in fewer steps than others, more of them with every seed.
+Tensor<B> uneven_inputs(Index n, Index dim, std::uint32_t seed) {
+  auto x = random({n, dim}, seed, 1).to_host();
+  for (std::size_t i = 0; i < x.size() * seed / 12; ++i) x[i] *= 40;
+  return Tensor<B>({n, dim}, x);
+}
+
+template <class Solver, class Policy>
+void check_recorded(const Solver& solver, const Policy& policy) {
+  constexpr Index n = 6, dim = 10;
+  auto layer = tanh_layer(solver, policy), direct = tanh_layer(solver, policy);
+  layer.certified = direct.certified = true;
+  const Tensor<B> z0({n, dim}, 0.f), x({n, dim}), w = random({dim, dim}, 1, 0.4),
+                                                  h = random({n, dim}, 2, 1);
+  assign(x, uneven_inputs(n, dim, 3));
+  auto solution = layer.solve(z0, inputs(x), params(w));
+  auto gradients = layer.gradient(solution, h);
+  const auto work = [&] {
+    layer.solve(z0, inputs(x), params(w), solution);
+    layer.gradient(solution, h, gradients);
+  };
+  cuda::Graph graph(work);
+  for (const std::uint32_t seed : {4u, 8u, 5u}) {
+    assign(x, uneven_inputs(n, dim, seed));
+    graph.launch();
+    graph.finish();
+    const auto expected = direct.solve(z0, inputs(x), params(w));
+    const auto expected_gradients = direct.gradient(expected, h);
+    CHECK(host(solution.z) == host(expected.z));
+    CHECK(host(gradients.inputs[0]) == host(expected_gradients.inputs[0]));
+    CHECK(host(gradients.params[0]) == host(expected_gradients.params[0]));
+    for (std::size_t s = 0; s < static_cast<std::size_t>(n); ++s) {
+      CHECK(solution.report.samples[s].status == expected.report.samples[s].status);
+      CHECK(solution.report.samples[s].iterations == expected.report.samples[s].iterations);
+      CHECK(solution.report.samples[s].relative == expected.report.samples[s].relative);
+      CHECK(gradients.report.samples[s].vjps == expected_gradients.report.samples[s].vjps);
+      CHECK(gradients.report.samples[s].residual == expected_gradients.report.samples[s].residual);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("A recorded solve and its gradient, with every solver and policy") {
+  const Stopping stopping{.max_iterations = 20, .relative_tolerance = 1e-4};
+  check_recorded(Broyden<StepsOnly>{.stopping = stopping}, Gdeq{.max_norm_ratio = 1.01});
+  check_recorded(Broyden<>{.stopping = stopping, .memory = 5}, Gdeq{.refinements = 1});
+  check_recorded(Broyden<Pairs, Armijo>{.stopping = stopping}, Jfb{});
+  check_recorded(Anderson{.stopping = stopping, .memory = 3}, Npg{});
+  check_recorded(FixedPoint{.stopping = stopping}, Implicit<>{{.stopping = stopping}});
+  check_recorded(FixedPoint{.stopping = stopping},
+                 Implicit<Gmres>{{.stopping = stopping, .restart = 5}});
+  check_recorded(FixedPoint{.stopping = stopping}, Unrolled{3});
+}
+
+TEST_CASE("A recorded solve ends when everybody has converged") {
+  constexpr Index n = 4, dim = 6;
+  auto layer = tanh_layer(Broyden<StepsOnly>{.stopping = {.max_iterations = 30}}, Jfb{});
+  const Tensor<B> z0({n, dim}, 0.f), x({n, dim}, 40.f), w = random({dim, dim}, 1, 0.4);
+  auto solution = layer.solve(z0, inputs(x), params(w));
+  cuda::Graph graph([&] { layer.solve(z0, inputs(x), params(w), solution); });
+  const auto kernels = [&] {
+#ifdef DEQ_CUDA_EMULATION
+    const auto before = deq_emulation::launches();
+    graph.launch();
+    graph.finish();
+    return static_cast<double>(deq_emulation::launches() - before);
+#else
+    graph.launch();
+    graph.finish();
+    return static_cast<double>(solution.report.max_iterations());
+#endif
+  };
+  const double easy = kernels();
+  CHECK(solution.report.all_converged());
+  CHECK(solution.report.max_iterations() < 4);
+  assign(x, random({n, dim}, 5, 0.5));
+  CHECK(kernels() > 1.5 * easy);
+  CHECK(solution.report.max_iterations() > 5);
+}
+
+TEST_CASE("What a graph uses is nobody else's, until the graph is gone") {
+  const auto make = [] { return Tensor<B>({1000}, 1.f); };
+  const float* place = nullptr;
+  Tensor<B> kept;
+  {
+    const Tensor<B> x({1000}, 2.f), y({1000});
+    cuda::Graph graph([&] {
+      const Tensor<B> temporary = square(x);
+      place = temporary.data();
+      kept = temporary + temporary;
+      B::copy_bytes(y.data(), kept.data(), 1000 * sizeof(float));
+    });
+    const Tensor<B> others[] = {make(), make(), make()};
+    for (const Tensor<B>& other : others) CHECK(other.data() != place);
+    graph.launch();
+    graph.finish();
+    for (const Tensor<B>& other : others) CHECK(host(other) == std::vector<double>(1000, 1));
+    CHECK(host(y) == std::vector<double>(1000, 8));
+    CHECK(graph.bytes() >= 2 * 1000 * sizeof(float));
+    kept = {};  // its memory stays with the graph
+    CHECK(make().data() != place);
+  }
+  const Tensor<B> again[] = {make(), make(), make(), make(), make()};
+  CHECK(std::any_of(std::begin(again), std::end(again),
+                    [&](const Tensor<B>& t) { return t.data() == place; }));
+}
+
+TEST_CASE("What cannot be recorded says so, and leaves the stream as it was") {
+  const Tensor<B> x({4}, 1.f);
+  CHECK_THROWS_AS(cuda::Graph([&] { Tensor<B>({2}, {1.f, 2.f}); }), DeviceError);
+  CHECK_THROWS_AS(cuda::Graph([&] { cuda::Graph inner([] {}); }), DeviceError);
+  CHECK_THROWS_AS(cuda::Graph([&] { x + Tensor<B>({3}, 1.f); }), ShapeError);
+  CHECK(host(square(x)) == std::vector<double>(4, 1));
+}

@@ -125,7 +125,20 @@ struct Gdeq {
     }
   }
 
- public:  // for nvcc, as above
+ public:  // for nvcc, as above; nor one where a type of the caller's is a template argument
+  /// t = rho . q / ||q||^2, and -t.
+  template <class B>
+  static void minimising_step(Samples everybody, const typename B::Scalar* rq,
+                              const typename B::Scalar* qq, typename B::Scalar* step,
+                              typename B::Scalar* minus) {
+    using S = typename B::Scalar;
+    B::for_each(everybody, [=] DEQ_HOST_DEVICE(Index s) {
+      step[s] = qq[s] > 0 ? rq[s] / qq[s] : S(0);
+      minus[s] = -step[s];
+    });
+  }
+
+ private:
   template <class B, class Jacobian, class Inverse>
   void minimise_residual(Samples everybody, Jacobian& jacobian, const Inverse& inverse,
                          BatchView<const typename B::Scalar> h, BatchView<typename B::Scalar> w,
@@ -138,8 +151,7 @@ struct Gdeq {
     S* step = ws.step.data();
     S* minus = step + h.count;
     S* one = minus + h.count;
-    const S* rq = ws.w_squared.data();
-    const S* qq = ws.h_squared.data();
+    B::fill(one, h.count, S(1));
     for (int i = 0; i < refinements; ++i) {
       // p = -H^T rho (its sign cancels in t p), q = (I - J^T) p
       inverse.apply_transpose(everybody, rho, p, ws.scratch);
@@ -148,11 +160,7 @@ struct Gdeq {
       ws.report.count_vjps(1);
       B::dot(everybody, rho, q, ws.w_squared.data());
       B::dot(everybody, q, q, ws.h_squared.data());
-      B::for_each(everybody, [=] DEQ_HOST_DEVICE(Index s) {
-        step[s] = qq[s] > 0 ? rq[s] / qq[s] : S(0);
-        minus[s] = -step[s];
-        one[s] = 1;
-      });
+      minimising_step<B>(everybody, ws.w_squared.data(), ws.h_squared.data(), step, minus);
       B::axpby(everybody, step, BatchView<const S>(p), one, w);
       B::axpby(everybody, minus, BatchView<const S>(q), one, rho);
     }

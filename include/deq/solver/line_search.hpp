@@ -57,26 +57,19 @@ struct Armijo {
     const S* start = monitor.g_squared();
     const S* now = ws.g_squared.data();
     S* one = ws.f_squared.data();
-    const Armijo rule = *this;
 
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { length[s] = 1; });
+    B::fill(length, z.count, S(1));
     Samples searching = a;
     for (int backtracks = 0; !B::empty(searching); ++backtracks) {
       // trial = z + t d
       B::copy(searching, z, trial);
-      B::for_each(searching, [=] DEQ_HOST_DEVICE(Index s) { one[s] = 1; });
+      B::fill(one, z.count, S(1));
       B::axpby(searching, length, BatchView<const S>(d), one, trial);
       const BatchView<const S> compact_f = evaluate(map, searching, trial);
       B::scatter(searching, compact_f, f);
       B::residual(searching, compact_f, trial, g, ws.g_squared.data(), ws.f_squared.data());
       if (backtracks == max_backtracks) break;
-      searching = B::filter(
-          searching,
-          [=] DEQ_HOST_DEVICE(Index s) { return !rule.accepts(length[s], start[s], now[s]); },
-          ws.searching.data());
-      B::for_each(searching, [=] DEQ_HOST_DEVICE(Index s) {
-        length[s] = rule.shorter(length[s], start[s], now[s]);
-      });
+      searching = shorten<B>(searching, start, now, length, ws.searching.data());
       monitor.count_evaluations(searching, 1);
     }
     B::copy(a, trial, z);
@@ -85,6 +78,19 @@ struct Armijo {
     return result;
   }
 
+  /// Those whose step is not accepted; theirs is shortened.
+  template <Backend B>
+  Samples shorten(Samples a, const typename B::Scalar* start, const typename B::Scalar* now,
+                  typename B::Scalar* length, Index* ids) const {
+    const Armijo rule = *this;
+    const Samples searching = B::filter(
+        a, [=] DEQ_HOST_DEVICE(Index s) { return !rule.accepts(length[s], start[s], now[s]); },
+        ids);
+    B::for_each(searching, [=] DEQ_HOST_DEVICE(Index s) {
+      length[s] = rule.shorter(length[s], start[s], now[s]);
+    });
+    return searching;
+  }
   template <class S>
   DEQ_HOST_DEVICE bool accepts(S t, S start_squared, S now_squared) const {
     return now_squared <= (1 - 2 * static_cast<S>(c) * t) * start_squared;

@@ -212,27 +212,13 @@ class Monitor {
   template <class Observer>
   void verdict(Samples a, Index first, int steps, BatchView<const S> z, Observer&& observer) {
     if (rule_.scope == Scope::batch) share_norms(a);
-    Progress* progress = progress_.data();
-    const S* gg = g_squared();
-    const S* ff = f_squared();
-    double* relative = relative_history_.data();
-    double* absolute = absolute_history_.data();
-    const Index stride = history_length_;
-    const Stopping rule = rule_;
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      detail::judge(rule, progress[s], relative + s * stride, absolute + s * stride, steps,
-                    static_cast<double>(gg[s]), static_cast<double>(ff[s]));
-    });
-    const Samples improved = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; }, improved_.data() + first);
-    B::copy(improved, z, {best_.data(), z.dim, count_});
+    apply_rule(a, steps);
+    put_best_aside(a, z, improved_.data() + first);
     if constexpr (!std::same_as<std::remove_cvref_t<Observer>, NoObserver> &&
                   SolveObserver<Observer>) {
-      if (observer(Observation{a.empty() ? 0 : progress[a[0]].report.iterations, a, progress}))
-        B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-          if (progress[s].report.status == SolveStatus::running)
-            progress[s].report.status = SolveStatus::stopped;
-        });
+      const Progress* progress = progress_.data();
+      const int k = a.empty() ? 0 : progress[a[0]].report.iterations;
+      if (observer(Observation{k, a, progress})) stop(a);
     }
   }
   /// No verdict needs to know of any other sample.
@@ -293,7 +279,34 @@ class Monitor {
  private:
   using Progress = detail::Progress;
 
- public:  // for nvcc, which accepts no device lambda in a private function
+ public:  // for nvcc, which accepts no device lambda in a private function, nor one where a type
+          // of the caller's is a template argument
+  void apply_rule(Samples a, int steps) {
+    Progress* progress = progress_.data();
+    const S* gg = g_squared();
+    const S* ff = f_squared();
+    double* relative = relative_history_.data();
+    double* absolute = absolute_history_.data();
+    const Index stride = history_length_;
+    const Stopping rule = rule_;
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      detail::judge(rule, progress[s], relative + s * stride, absolute + s * stride, steps,
+                    static_cast<double>(gg[s]), static_cast<double>(ff[s]));
+    });
+  }
+  void put_best_aside(Samples a, BatchView<const S> z, Index* ids) {
+    const Progress* progress = progress_.data();
+    const Samples improved = B::filter(
+        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; }, ids);
+    B::copy(improved, z, {best_.data(), z.dim, count_});
+  }
+  void stop(Samples a) {
+    Progress* progress = progress_.data();
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      if (progress[s].report.status == SolveStatus::running)
+        progress[s].report.status = SolveStatus::stopped;
+    });
+  }
   /// Replaces each squared norm by its sum over the batch.
   void share_norms(Samples a) {
     if (a.empty()) return;

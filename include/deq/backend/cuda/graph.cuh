@@ -96,9 +96,10 @@ class Graph {
 };
 
 /// Sets whether a loop goes on: by one warp.
-__global__ inline void go_on_kernel(Samples a, cudaGraphConditionalHandle handle) {
+template <int lanes>
+__global__ void go_on_kernel(Samples a, cudaGraphConditionalHandle handle) {
   bool anybody = false;
-  for (Index first = 0; first < a.count; first += warp_threads) {
+  for (Index first = 0; first < a.count; first += lanes) {
     const Index j = first + threadIdx.x;
     if (__any_sync(0xffffffffu, j < a.count && a[j] >= 0)) anybody = true;
   }
@@ -120,7 +121,7 @@ void Graph::repeat(const Samples& a, Work&& work) {
   capture_info(&after, &count);
   cudaGraphConditionalHandle handle{};
   check(cudaGraphConditionalHandleCreate(&handle, graph, 0, 0), "make a condition");
-  const auto go_on = [&] { cuda::launch({.block = warp_threads}, go_on_kernel, a, handle); };
+  const auto go_on = [&] { cuda::launch({.block = warp_threads}, go_on_kernel<warp_threads>, a, handle); };
   go_on();
 
   capture_info(&after, &count);

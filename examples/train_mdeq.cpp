@@ -4,14 +4,12 @@
 //     train_mdeq --gradient gdeq                        one training, resumable
 //     train_mdeq --compare implicit,jfb,npg,gdeq        the methods side by side
 //     train_mdeq --benchmark                            only their speed
+//     train_mdeq --device cuda --precision bf16 ...     any of them on a GPU
 
+#include <deq/backend/cpu/kernels.hpp>
 #include <deq/core/parallel.hpp>
 
-#include "train_mdeq/benchmark.hpp"
-#include "train_mdeq/comparison.hpp"
-#include "train_mdeq/data.hpp"
-#include "train_mdeq/options.hpp"
-#include "train_mdeq/training.hpp"
+#include "train_mdeq/program.hpp"
 
 int main(int argc, char** argv) {
   using namespace examples;
@@ -19,10 +17,12 @@ int main(int argc, char** argv) {
     const std::optional<Options> options = read_options(argc, argv);
     if (!options) return 0;
     deq::set_num_threads(options->threads);
-    if (options->benchmark) return benchmark(*options);
-
-    const Dataset data = load_dataset(*options);
-    if (!options->compare.empty()) return Comparison(*options, data).run();
-    return Training(*options, data).run();
+#ifdef DEQ_EXAMPLE_CUDA
+    if (options->device == "cuda") return run_on_cuda(*options);
+#else
+    deq::require<UsageError>(options->device == "cpu",
+                             "--device cuda: this program was built without DEQ_WITH_CUDA");
+#endif
+    return run_on<deq::Cpu<float>>(*options);
   });
 }

@@ -9,8 +9,8 @@
 
 #include <doctest/doctest.h>
 
-#include <deq/backend/cpu/cpu.hpp>
-#include <deq/backend/cpu/elementwise.hpp>
+#include <deq/backend/cpu/kernels.hpp>
+#include <deq/backend/cpu/kernels.hpp>
 #include <deq/core/host_pool.hpp>
 #include <deq/nn/adam.hpp>
 #include <deq/nn/augment.hpp>
@@ -157,7 +157,7 @@ TEST_CASE("CosineSchedule is CosineAnnealingLR's closed form") {
 }
 
 TEST_CASE_TEMPLATE("ImageTransform normalises", S, float, double) {
-  const deq::ImageTransform<S> transform;
+  const deq::ImageTransform<deq::Cpu<S>> transform;
   const auto data = images(3, 32, 32);
   const std::vector<std::uint32_t> samples = {2, 0};
   std::vector<S> out(2 * 3072);
@@ -182,7 +182,7 @@ TEST_CASE("an augmented image is the crop of the padded one that was drawn") {
                                   .mean = {0, 0, 0},
                                   .stddev = {1 / 255.0, 1 / 255.0, 1 / 255.0},
                                   .padding = 2};
-  const deq::ImageTransform<double> transform(options);
+  const deq::ImageTransform<deq::Cpu<double>> transform(options);
   const auto data = images(40, 6, 5);
   std::vector<std::uint32_t> samples(40);
   std::iota(samples.begin(), samples.end(), 0U);
@@ -192,7 +192,7 @@ TEST_CASE("an augmented image is the crop of the padded one that was drawn") {
   std::set<Index> tops, lefts;
   int flips = 0;
   for (Index i = 0; i < 40; ++i) {
-    const deq::ImageCrop crop = transform.draw(7, 3, static_cast<std::uint32_t>(i));
+    const deq::ImageCut crop = transform.draw(7, 3, static_cast<std::uint32_t>(i));
     tops.insert(crop.top);
     lefts.insert(crop.left);
     flips += crop.flip;
@@ -214,7 +214,7 @@ TEST_CASE("an augmented image is the crop of the padded one that was drawn") {
 }
 
 TEST_CASE("padding is a black pixel, normalised, not a zero") {
-  const deq::ImageTransform<double> transform(deq::ImageOptions{.height = 1, .width = 1});
+  const deq::ImageTransform<deq::Cpu<double>> transform(deq::ImageOptions{.height = 1, .width = 1});
   const std::vector<std::uint8_t> white(3, 255);
   const std::vector<std::uint32_t> samples = {0};
   std::vector<double> out(3);
@@ -226,7 +226,7 @@ TEST_CASE("padding is a black pixel, normalised, not a zero") {
 }
 
 TEST_CASE("augmentation depends on seed, epoch and sample alone") {
-  const deq::ImageTransform<float> transform;
+  const deq::ImageTransform<deq::Cpu<float>> transform;
   const auto data = images(64, 32, 32);
   std::vector<std::uint32_t> samples(64), reversed(64);
   std::iota(samples.begin(), samples.end(), 0U);
@@ -247,7 +247,8 @@ TEST_CASE("augmentation depends on seed, epoch and sample alone") {
 }
 
 TEST_CASE("without a flip and a crop, augmented is plain") {
-  const deq::ImageTransform<float> transform(deq::ImageOptions{.padding = 0, .flip = false});
+  const deq::ImageTransform<deq::Cpu<float>> transform(
+      deq::ImageOptions{.padding = 0, .flip = false});
   const auto data = images(4, 32, 32);
   const std::vector<std::uint32_t> samples = {0, 1, 2, 3};
   std::vector<float> plain(4 * 3072), augmented(4 * 3072);
@@ -257,7 +258,7 @@ TEST_CASE("without a flip and a crop, augmented is plain") {
 }
 
 TEST_CASE("ImageTransform refuses what does not fit") {
-  const deq::ImageTransform<float> transform;
+  const deq::ImageTransform<deq::Cpu<float>> transform;
   CHECK(transform.image_size() == 3072);
   const std::vector<std::uint32_t> samples = {0}, beyond = {1};
   const std::vector<std::uint8_t> one(3072), torn(3071);
@@ -267,7 +268,7 @@ TEST_CASE("ImageTransform refuses what does not fit") {
   CHECK_THROWS_WITH_AS(transform.plain(one, beyond, out),
                        "ImageTransform: there is no image 1, the data set has 1",
                        deq::InvalidArgument);
-  using Transform = deq::ImageTransform<float>;
+  using Transform = deq::ImageTransform<deq::Cpu<float>>;
   CHECK_THROWS_AS(Transform(deq::ImageOptions{.padding = -1}), deq::InvalidArgument);
   CHECK_THROWS_AS(Transform(deq::ImageOptions{.height = 0}), deq::InvalidArgument);
   CHECK_THROWS_AS(Transform(deq::ImageOptions{.stddev = {1, 0, 1}}), deq::InvalidArgument);

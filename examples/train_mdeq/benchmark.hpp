@@ -13,16 +13,17 @@ namespace examples {
 
 /// Times a training pass of every method on freshly initialised weights and prints a table. Returns
 /// the exit code.
-inline int benchmark(Options options) {
+template <deq::Backend B>
+int benchmark(Options options) {
   options.synthetic = true;  // the numbers in the pixels cost nothing
   options.train_samples = options.recipe.batch;
   options.test_samples = 1;
-  const Dataset data = load_dataset(options);
-  const Batch batch = Batches(options, data).training(0);
-  const Model model(model_config(options), options.seed);
-  const std::vector<Tensor> masks = dropout_masks(model.config(), options.seed, 0, batch);
+  const Dataset<B> data = load_dataset<B>(options);
+  const Batch<B> batch = Batches<B>(options, data).training(0);
+  const deq::Mdeq<B> model(model_config(options), options.seed);
+  const std::vector<deq::Tensor<B>> masks = dropout_masks(model.config(), options.seed, 0, batch);
 
-  SideBySide methods(options, options.compare);
+  SideBySide<B> methods(options, options.compare);
   ProgressBar bar;
   for (int round = 0; round <= options.rounds; ++round) {
     methods.round(model, batch, masks);

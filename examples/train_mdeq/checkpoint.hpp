@@ -23,13 +23,14 @@ inline const std::array totals_fields = {&Totals::images, &Totals::loss, &Totals
 /// Writes everything that the rest of a training depends on, at once or not at all. The weights
 /// keep their PyTorch names, so that the file can be used as they are as well; beside them are
 /// "adam.first.NAME" and "adam.second.NAME", "steps", and "epoch", the sums of the unfinished one.
-inline void save_checkpoint(const std::filesystem::path& path, const Options& options,
-                            const Trainer& trainer, const Totals& epoch) {
+template <deq::Backend B>
+void save_checkpoint(const std::filesystem::path& path, const Options& options,
+                     const Trainer<B>& trainer, const Totals& epoch) {
   deq::SafetensorsWriter writer;
   trainer.model().save(writer);
-  const deq::Parameters<Device>& parameters = trainer.model().parameters();
+  const deq::Parameters<B>& parameters = trainer.model().parameters();
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    const auto moment = [&](const char* prefix, const Tensor& t) {
+    const auto moment = [&](const char* prefix, const deq::Tensor<B>& t) {
       writer.add<float>(prefix + parameters[i].name, t.shape(), t.to_host());
     };
     moment("adam.first.", trainer.adam().first_moment(static_cast<deq::Index>(i)));
@@ -47,8 +48,9 @@ inline void save_checkpoint(const std::filesystem::path& path, const Options& op
 /// Continues from a file of save_checkpoint: returns the sums of the unfinished epoch. Throws
 /// deq::IoError or deq::FormatError if it cannot be read or is none, deq::InvalidArgument if it was
 /// made with other options.
-inline Totals load_checkpoint(const std::filesystem::path& path, const Options& options,
-                              Trainer& trainer) {
+template <deq::Backend B>
+Totals load_checkpoint(const std::filesystem::path& path, const Options& options,
+                       Trainer<B>& trainer) {
   const auto file = deq::SafetensorsFile::open(path);
   for (const auto& [name, value] : options.settings()) {
     const auto found = file.metadata().find(name);
@@ -58,8 +60,8 @@ inline Totals load_checkpoint(const std::filesystem::path& path, const Options& 
                  found->second, ", not with ", name, ' ', value);
   }
   trainer.model().load(file);
-  std::vector<Tensor> first, second;
-  for (const deq::Parameter<Device>& p : trainer.model().parameters()) {
+  std::vector<deq::Tensor<B>> first, second;
+  for (const deq::Parameter<B>& p : trainer.model().parameters()) {
     first.emplace_back(p.value.shape(), file.read<float>("adam.first." + p.name));
     second.emplace_back(p.value.shape(), file.read<float>("adam.second." + p.name));
   }

@@ -25,9 +25,10 @@ namespace examples {
 
 /// Table 2 and Figure 2 of Nguyen and Mauch, for the methods asked for: each trains twice, with and
 /// without unrolled pre-training. Writes table.md, accuracies.csv, cosines.csv and SVG figures.
+template <deq::Backend B>
 class Comparison {
  public:
-  Comparison(const Options& options, const Dataset& data)
+  Comparison(const Options& options, const Dataset<B>& data)
       : options_(options), data_(data), side_by_side_(options, options.compare) {
     make_directory(options.out);
     if (options.recipe.pretrain_steps > 0) add_trial(true);
@@ -42,7 +43,7 @@ class Comparison {
     std::fflush(stdout);
     for (Trial& t : trials_) {
       if (interrupt_.requested()) break;
-      t.contest = std::make_unique<Contest>(t.options, data_, side_by_side_);
+      t.contest = std::make_unique<Contest<B>>(t.options, data_, side_by_side_);
       while (!t.contest->finished() && !interrupt_.requested()) {
         t.contest->step();
         show_progress(t);
@@ -62,7 +63,7 @@ class Comparison {
     std::string name;  ///< in the table and in file names
     std::string title;
     Options options;
-    std::unique_ptr<Contest> contest;  ///< once it has begun
+    std::unique_ptr<Contest<B>> contest;  ///< once it has begun
   };
 
   void add_trial(bool pretrained) {
@@ -81,7 +82,7 @@ class Comparison {
   }
 
   void show_progress(const Trial& t) {
-    const Contest& c = *t.contest;
+    const Contest<B>& c = *t.contest;
     if (c.at_end_of_epoch()) return;  // its sums have been taken
     Progress progress = training_progress(t.title, c.step_number(), c.steps(), c.steps_per_epoch(),
                                           c.reference().epoch);
@@ -145,7 +146,7 @@ class Comparison {
     CsvLog cosines(options_.out / "cosines.csv", {"epoch", "trial", "gradient", "cosine"});
     for (const Trial& t : trials_) {
       if (!t.contest) continue;
-      for (const Contest::Contestant& c : t.contest->contestants()) {
+      for (const typename Contest<B>::Contestant& c : t.contest->contestants()) {
         for (std::size_t k = 0; k < c.epochs.size(); ++k)
           accuracies.row(c.epochs[k], t.name, c.gradient, c.times[k], c.accuracies[k]);
         for (std::size_t k = 0; k < c.cosines.size(); ++k)
@@ -157,8 +158,8 @@ class Comparison {
   }
 
   const Options& options_;
-  const Dataset& data_;
-  SideBySide side_by_side_;
+  const Dataset<B>& data_;
+  SideBySide<B> side_by_side_;
   std::vector<Trial> trials_;
   InterruptGuard interrupt_;
   ProgressBar bar_;

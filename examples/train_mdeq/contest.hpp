@@ -14,6 +14,7 @@ namespace examples {
 
 /// The same training by several gradient methods in lockstep: the same seed, batches and dropout,
 /// one step of each in turn, so that what else the machine does slows all of them alike.
+template <deq::Backend B>
 class Contest {
  public:
   struct Contestant {
@@ -21,7 +22,7 @@ class Contest {
         : gradient(name), trainer(options, name, steps) {}
 
     std::string gradient;
-    Trainer trainer;
+    Trainer<B> trainer;
     Totals epoch;        ///< of the current epoch, while training
     double seconds = 0;  ///< spent on its own steps, pre-training included
     std::vector<double> epochs, times, accuracies;  ///< on the test set, a point an epoch
@@ -29,7 +30,7 @@ class Contest {
   };
 
   /// `side_by_side` has the same methods in the same order.
-  Contest(const Options& options, const Dataset& data, SideBySide& side_by_side)
+  Contest(const Options& options, const Dataset<B>& data, SideBySide<B>& side_by_side)
       : batches_(options, data),
         steps_(options.recipe.epochs * batches_.steps_per_epoch()),
         side_by_side_(side_by_side) {
@@ -38,7 +39,7 @@ class Contest {
   }
 
   void step() {
-    const Batch batch = batches_.training(step_);
+    const Batch<B> batch = batches_.training(step_);
     if (leader().trainer.pretraining())
       pretrain(batch);
     else
@@ -66,7 +67,7 @@ class Contest {
   static constexpr std::int64_t measurements = 24;
 
   /// Pre-training knows no gradient method: one contestant does it for all.
-  void pretrain(const Batch& batch) {
+  void pretrain(const Batch<B>& batch) {
     const Stopwatch watch;
     leader().epoch.add(leader().trainer.step(batch), batch.size());
     const double seconds = watch.seconds();
@@ -77,7 +78,7 @@ class Contest {
     }
   }
 
-  void train(const Batch& batch) {
+  void train(const Batch<B>& batch) {
     for (std::size_t turn = 0; turn < contestants_.size(); ++turn) {
       Contestant& c = contestants_[(static_cast<std::size_t>(step_) + turn) % contestants_.size()];
       const Stopwatch watch;
@@ -87,9 +88,9 @@ class Contest {
   }
 
   /// All methods on the weights that implicit has reached.
-  void measure(const Batch& batch) {
+  void measure(const Batch<B>& batch) {
     if (leader().trainer.pretraining()) return;
-    const Trainer& at = reference().trainer;
+    const Trainer<B>& at = reference().trainer;
     side_by_side_.round(at.model(), batch, at.masks(batch));
     measured_at_.push_back(epochs());
     for (std::size_t i = 0; i < contestants_.size(); ++i)
@@ -114,9 +115,9 @@ class Contest {
     return static_cast<double>(step_) / static_cast<double>(batches_.steps_per_epoch());
   }
 
-  Batches batches_;
+  Batches<B> batches_;
   std::int64_t steps_, step_ = 0;
-  SideBySide& side_by_side_;
+  SideBySide<B>& side_by_side_;
   std::deque<Contestant> contestants_;
   std::vector<double> measured_at_;
 };

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <deq/backend/array.hpp>
 #include <deq/io/cifar10.hpp>
 #include <deq/nn/augment.hpp>
 #include <deq/nn/dropout.hpp>
@@ -16,30 +17,37 @@
 
 namespace examples {
 
-/// Square colour images as bytes, planar, with their labels.
+/// Square colour images as bytes, planar, in the memory of backend B, with their labels.
+template <deq::Backend B>
 struct Images {
-  std::vector<std::uint8_t> pixels, labels;
+  deq::Array<B, std::uint8_t> pixels;
+  std::vector<std::uint8_t> labels;
 
   deq::Index size() const { return static_cast<deq::Index>(labels.size()); }
+  std::span<const std::uint8_t> bytes() const {
+    return {pixels.data(), static_cast<std::size_t>(pixels.size())};
+  }
 };
 
+template <deq::Backend B>
 struct Dataset {
   std::string name;  ///< stands in every output, so that nobody takes generated data for CIFAR-10
   deq::Index side;   ///< height and width of an image
-  Images train, test;
+  Images<B> train, test;
 };
 
 namespace detail {
 
 /// The first `count` images (0: all) at `side` x `side`, each pixel the mean of a square.
-inline Images shrink(const deq::ImageSet& set, deq::Index count, deq::Index side,
-                     const char* option) {
+template <deq::Backend B>
+Images<B> shrink(const deq::ImageSet& set, deq::Index count, deq::Index side, const char* option) {
   deq::require(count <= set.size(), option, ": there are ", set.size(), " images, not ", count);
   const deq::Index images = count ? count : set.size();
   const deq::Index ratio = deq::ImageSet::height / side, width = deq::ImageSet::width;
-  Images out;
+  Images<B> out;
+  std::vector<std::uint8_t> pixels;
   out.labels.assign(set.labels.begin(), set.labels.begin() + images);
-  out.pixels.reserve(static_cast<std::size_t>(images * deq::ImageSet::channels * side * side));
+  pixels.reserve(static_cast<std::size_t>(images * deq::ImageSet::channels * side * side));
   for (deq::Index plane = 0; plane < images * deq::ImageSet::channels; ++plane)
     for (deq::Index y = 0; y < side; ++y)
       for (deq::Index x = 0; x < side; ++x) {
@@ -47,15 +55,18 @@ inline Images shrink(const deq::ImageSet& set, deq::Index count, deq::Index side
         for (deq::Index i = 0; i < ratio * ratio; ++i)
           sum += set.pixels[static_cast<std::size_t>(
               plane * width * width + (y * ratio + i / ratio) * width + x * ratio + i % ratio)];
-        out.pixels.push_back(static_cast<std::uint8_t>(sum / (ratio * ratio)));
+        pixels.push_back(static_cast<std::uint8_t>(sum / (ratio * ratio)));
       }
+  out.pixels.resize(static_cast<deq::Index>(pixels.size()));
+  B::upload_bytes(out.pixels.data(), pixels.data(), pixels.size());
   return out;
 }
 
 }  // namespace detail
 
 /// CIFAR-10, or generated images, at the model's resolution.
-inline Dataset load_dataset(const Options& options) {
+template <deq::Backend B>
+Dataset<B> load_dataset(const Options& options) {
   const deq::Index side = model_config(options).image_size;
   deq::Cifar10 source;
   if (options.synthetic) {
@@ -65,10 +76,10 @@ inline Dataset load_dataset(const Options& options) {
   } else {
     source = deq::load_cifar10(options.data);
   }
-  Dataset data;
+  Dataset<B> data;
   data.side = side;
-  data.train = detail::shrink(source.train, options.train_samples, side, "--train-samples");
-  data.test = detail::shrink(source.test, options.test_samples, side, "--test-samples");
+  data.train = detail::shrink<B>(source.train, options.train_samples, side, "--train-samples");
+  data.test = detail::shrink<B>(source.test, options.test_samples, side, "--test-samples");
   data.name = deq::message(options.synthetic ? "GENERATED IMAGES (not CIFAR-10)" : "CIFAR-10", ", ",
                            data.train.size(), " for training, ", data.test.size(), " for testing, ",
                            side, " x ", side);
@@ -76,8 +87,9 @@ inline Dataset load_dataset(const Options& options) {
 }
 
 /// What a network reads in one step.
+template <deq::Backend B>
 struct Batch {
-  Tensor images;                   ///< (N, 3, side, side), normalised
+  deq::Tensor<B> images;           ///< (N, 3, side, side), normalised
   std::vector<deq::Index> labels;  ///< N
   std::vector<deq::Index> ids;     ///< N, numbers of the samples in the data set
 
@@ -86,9 +98,10 @@ struct Batch {
 
 /// Cuts a data set into batches. Each is a pure function of the seed and its position, so that a
 /// training resumes anywhere without a state of its own.
+template <deq::Backend B>
 class Batches {
  public:
-  Batches(const Options& options, const Dataset& data)
+  Batches(const Options& options, const Dataset<B>& data)
       : data_(data),
         transform_({.height = data.side, .width = data.side, .padding = data.side / 8}),
         size_(options.recipe.batch),
@@ -98,7 +111,7 @@ class Batches {
   std::int64_t steps_per_epoch() const { return (data_.train.size() + size_ - 1) / size_; }
 
   /// The batch of a training step, shuffled anew in every epoch; an epoch's last may be smaller.
-  Batch training(std::int64_t step) {
+  Batch<B> training(std::int64_t step) {
     const auto epoch = static_cast<std::uint32_t>(step / steps_per_epoch());
     if (order_.empty() || epoch != order_epoch_)
       order_ = deq::shuffled_indices(static_cast<std::uint32_t>(data_.train.size()), seed_, epoch);
@@ -106,39 +119,40 @@ class Batches {
     const auto first = static_cast<std::size_t>(step % steps_per_epoch() * size_);
     const auto count = std::min(static_cast<std::size_t>(size_), order_.size() - first);
     const std::span<const std::uint32_t> samples(order_.data() + first, count);
-    Batch batch = empty(data_.train, samples);
+    Batch<B> batch = empty(data_.train, samples);
     if (augment_)
-      transform_.augmented(data_.train.pixels, samples, seed_, epoch, numbers(batch));
+      transform_.augmented(data_.train.bytes(), samples, seed_, epoch, numbers(batch));
     else
-      transform_.plain(data_.train.pixels, samples, numbers(batch));
+      transform_.plain(data_.train.bytes(), samples, numbers(batch));
     return batch;
   }
 
   /// Test images from number `first` on, as many as fit into a batch.
-  Batch test(deq::Index first) const {
+  Batch<B> test(deq::Index first) const {
     const auto count = static_cast<std::size_t>(std::min(size_, data_.test.size() - first));
     std::vector<std::uint32_t> samples(count);
     std::iota(samples.begin(), samples.end(), static_cast<std::uint32_t>(first));
-    Batch batch = empty(data_.test, samples);
-    transform_.plain(data_.test.pixels, samples, numbers(batch));
+    Batch<B> batch = empty(data_.test, samples);
+    transform_.plain(data_.test.bytes(), samples, numbers(batch));
     return batch;
   }
   deq::Index test_size() const { return data_.test.size(); }
 
  private:
-  Batch empty(const Images& images, std::span<const std::uint32_t> samples) const {
-    Batch batch{Tensor({static_cast<deq::Index>(samples.size()), 3, data_.side, data_.side}),
-                {},
-                {samples.begin(), samples.end()}};
+  Batch<B> empty(const Images<B>& images, std::span<const std::uint32_t> samples) const {
+    Batch<B> batch{
+        deq::Tensor<B>({static_cast<deq::Index>(samples.size()), 3, data_.side, data_.side}),
+        {},
+        {samples.begin(), samples.end()}};
     for (const std::uint32_t sample : samples) batch.labels.push_back(images.labels[sample]);
     return batch;
   }
-  static std::span<float> numbers(Batch& batch) {
+  static std::span<float> numbers(Batch<B>& batch) {
     return {batch.images.data(), static_cast<std::size_t>(batch.images.size())};
   }
 
-  const Dataset& data_;
-  deq::ImageTransform<float> transform_;
+  const Dataset<B>& data_;
+  deq::ImageTransform<B> transform_;
   deq::Index size_;
   bool augment_;
   std::uint64_t seed_;
@@ -147,12 +161,13 @@ class Batches {
 };
 
 /// The dropout masks of a training step, one a branch; none without dropout.
-inline std::vector<Tensor> dropout_masks(const deq::MdeqConfig& config, std::uint64_t seed,
-                                         std::int64_t step, const Batch& batch) {
-  std::vector<Tensor> masks;
+template <deq::Backend B>
+std::vector<deq::Tensor<B>> dropout_masks(const deq::MdeqConfig& config, std::uint64_t seed,
+                                          std::int64_t step, const Batch<B>& batch) {
+  std::vector<deq::Tensor<B>> masks;
   if (config.dropout == 0) return masks;
   for (deq::Index i = 0; i < config.branches(); ++i)
-    masks.push_back(deq::dropout_mask<Device>(
+    masks.push_back(deq::dropout_mask<B>(
         {batch.size(), config.channels_of(i), 1, 1}, config.dropout,
         {seed, static_cast<std::uint32_t>(step), static_cast<std::uint32_t>(i)}, batch.ids));
   return masks;

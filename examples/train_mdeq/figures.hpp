@@ -20,13 +20,13 @@ inline int colour_of(const std::string& gradient) {
 }  // namespace detail
 
 /// Test accuracy over the time that each method has trained.
-inline Plot accuracy_figure(const Contest& contest, const std::string& trial,
-                            const std::string& data) {
+template <deq::Backend B>
+Plot accuracy_figure(const Contest<B>& contest, const std::string& trial, const std::string& data) {
   Plot plot{.title = "Test accuracy over training time, " + trial,
             .subtitle = data + ". Each method's own time.",
             .x_label = "training time (s)",
             .y_label = "test accuracy (%)"};
-  for (const Contest::Contestant& c : contest.contestants()) {
+  for (const typename Contest<B>::Contestant& c : contest.contestants()) {
     Series series{c.gradient, c.times, c.accuracies, detail::colour_of(c.gradient)};
     for (double& y : series.y) y *= 100;
     plot.series.push_back(series);
@@ -35,14 +35,14 @@ inline Plot accuracy_figure(const Contest& contest, const std::string& trial,
 }
 
 /// Cosine of each gradient with implicit's over the epochs: Figure 2 of Nguyen and Mauch.
-inline Plot cosine_figure(const Contest& contest, const std::string& trial,
-                          const std::string& data) {
+template <deq::Backend B>
+Plot cosine_figure(const Contest<B>& contest, const std::string& trial, const std::string& data) {
   Plot plot{.title = "Cosine with the gradient of implicit, " + trial,
             .subtitle = data + ". On implicit's weights.",
             .x_label = "epoch",
             .y_label = "cosine similarity",
             .y_include = {1}};
-  for (const Contest::Contestant& c : contest.contestants())
+  for (const typename Contest<B>::Contestant& c : contest.contestants())
     if (c.gradient != "implicit")
       plot.series.push_back(
           {c.gradient, contest.measured_at(), c.cosines, detail::colour_of(c.gradient)});

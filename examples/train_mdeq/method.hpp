@@ -21,30 +21,40 @@ namespace examples {
 /// A solver and a gradient method at work on a model. The library takes both as template arguments;
 /// this is the one place where a program that lets its user choose pays for that with a virtual
 /// call a pass.
+template <deq::Backend B>
 class Method {
  public:
+  using Tensor = deq::Tensor<B>;
+
   virtual ~Method() = default;
   /// Fills the gradients of the model's parameters.
-  virtual deq::PassReport train(const Batch& batch, std::span<const Tensor> masks) = 0;
-  virtual deq::PassReport evaluate(const Batch& batch) = 0;
+  virtual void train(const Tensor& images, const deq::Labels<B>& labels,
+                     std::span<const Tensor> masks) = 0;
+  virtual void evaluate(const Batch<B>& batch) = 0;
+  virtual const deq::PassReport& last_report() const = 0;
 };
 
 namespace detail {
 
-template <class Solver, deq::BackwardPolicy Policy>
-class MethodOf final : public Method {
+template <deq::Backend B, class Solver, deq::BackwardPolicy Policy>
+class MethodOf final : public Method<B> {
  public:
-  MethodOf(Model& model, Solver solver, Policy policy) : classifier_(model, solver, policy) {}
+  using typename Method<B>::Tensor;
 
-  deq::PassReport train(const Batch& batch, std::span<const Tensor> masks) override {
-    return classifier_.train(batch.images, batch.labels, masks);
+  MethodOf(deq::Mdeq<B>& model, Solver solver, Policy policy)
+      : classifier_(model, solver, policy) {}
+
+  void train(const Tensor& images, const deq::Labels<B>& labels,
+             std::span<const Tensor> masks) override {
+    classifier_.train(images, labels, masks);
   }
-  deq::PassReport evaluate(const Batch& batch) override {
-    return classifier_.evaluate(batch.images, batch.labels);
+  void evaluate(const Batch<B>& batch) override {
+    classifier_.evaluate(batch.images, batch.labels);
   }
+  const deq::PassReport& last_report() const override { return classifier_.last_report(); }
 
  private:
-  deq::MdeqClassifier<Device, Solver, Policy> classifier_;
+  deq::MdeqClassifier<B, Solver, Policy> classifier_;
 };
 
 /// A solver with a budget; what it remembers is never cut short.
@@ -57,16 +67,16 @@ Solver make_solver(int iterations, double tolerance) {
   return solver;
 }
 
-template <class Solver>
-std::unique_ptr<Method> make_method(const std::string& gradient, const Options& options,
-                                    Model& model) {
-  const auto with = [&]<class Policy>(Policy policy) -> std::unique_ptr<Method> {
-    return std::make_unique<MethodOf<Solver, Policy>>(
+template <class Solver, deq::Backend B>
+std::unique_ptr<Method<B>> make_method(const std::string& gradient, const Options& options,
+                                       deq::Mdeq<B>& model) {
+  const auto with = [&]<class Policy>(Policy policy) -> std::unique_ptr<Method<B>> {
+    return std::make_unique<MethodOf<B, Solver, Policy>>(
         model, make_solver<Solver>(options.forward_iterations, options.tolerance), policy);
   };
   if (gradient == "jfb") return with(deq::Jfb{});
   if (gradient == "npg") return with(deq::Npg{options.neumann_terms, options.neumann_damping});
-  if constexpr (deq::LeavesInverse<Solver, Device>) {
+  if constexpr (deq::LeavesInverse<Solver, B>) {
     if (gradient == "gdeq") return with(deq::Gdeq{});
     if (gradient == "gdeq-refined") return with(deq::Gdeq{.refinements = options.refinements});
   }
@@ -77,10 +87,11 @@ std::unique_ptr<Method> make_method(const std::string& gradient, const Options& 
 }  // namespace detail
 
 /// The method of that name (see gradient_names), for a model that must outlive it.
-inline std::unique_ptr<Method> make_method(const std::string& gradient, const Options& options,
-                                           Model& model) {
+template <deq::Backend B>
+std::unique_ptr<Method<B>> make_method(const std::string& gradient, const Options& options,
+                                       deq::Mdeq<B>& model) {
   if (gradient == "unrolled")
-    return std::make_unique<detail::MethodOf<deq::FixedPoint, deq::Unrolled>>(
+    return std::make_unique<detail::MethodOf<B, deq::FixedPoint, deq::Unrolled>>(
         model, deq::FixedPoint{}, deq::Unrolled{options.pretrain_layers});
   if (options.solver == "anderson")
     return detail::make_method<deq::Anderson>(gradient, options, model);

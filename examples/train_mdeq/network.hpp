@@ -3,18 +3,13 @@
 
 #include <string>
 
-#include <deq/backend/cpu/kernels.hpp>
-#include <deq/model/mdeq.hpp>
+#include <deq/model/mdeq_config.hpp>
 
 #include "options.hpp"
 
 namespace examples {
 
-/// Where the tensors are, and of what type.
-using Device = deq::Cpu<float>;
-using Tensor = deq::Tensor<Device>;
-using Model = deq::Mdeq<Device>;
-
+/// What the configuration is of the model that was asked for.
 inline deq::MdeqConfig model_config(const Options& options) {
   deq::MdeqConfig config;
   if (options.model == "tiny") {

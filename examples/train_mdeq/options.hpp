@@ -59,6 +59,7 @@ struct Options {
 
   Recipe recipe;
   std::uint64_t seed = 0;
+  std::string device = "cpu", precision = "tf32";
   int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 
   std::filesystem::path out = "runs/mdeq";
@@ -92,7 +93,9 @@ struct Options {
             {"--weight-decay", shortest(r.weight_decay)},
             {"--dropout", shortest(r.dropout)},
             {"--augment", r.augment},
-            {"--seed", shortest(seed)}};
+            {"--seed", shortest(seed)},
+            {"--device", device},
+            {"--precision", device == "cuda" ? precision : "strict"}};
   }
 };
 
@@ -145,6 +148,9 @@ inline bool parse(int argc, const char* const* argv, Options& o) {
   cli.option("--pretrain-layers N", o.pretrain_layers, "applications of f then", {.min = 1});
   cli.option("--seed N", o.seed, "of everything random");
   cli.option("--threads N", o.threads, "no result depends on it", {.min = 1, .max = 4096});
+  cli.choice("--device", o.device, {"cpu", "cuda"}, "where to train");
+  cli.choice("--precision", o.precision, {"strict", "tf32", "bf16"},
+             "of products on a GPU; sums are float");
 
   cli.section("Output");
   cli.option("--out DIR", out, "checkpoint.safetensors, steps.csv, epochs.csv, figures");

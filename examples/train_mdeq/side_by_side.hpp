@@ -17,7 +17,11 @@ namespace examples {
 /// Measures the training pass (forward and backward) of several methods on the same weights, batch
 /// and dropout masks, without training. The methods take turns and each round begins with another
 /// one, so that a machine that slows down or speeds up does so for all of them.
+template <deq::Backend B>
 class SideBySide {
+  using Tensor = deq::Tensor<B>;
+  using Model = deq::Mdeq<B>;
+
  public:
   SideBySide(const Options& options, const std::vector<std::string>& gradients)
       : model_(model_config(options), options.seed), entries_(gradients.size()) {
@@ -29,13 +33,15 @@ class SideBySide {
 
   /// One pass of every method at the weights of `model`, which stays as it is. The first round
   /// warms up: its times do not count.
-  void round(const Model& model, const Batch& batch, std::span<const Tensor> masks) {
+  void round(const Model& model, const Batch<B>& batch, std::span<const Tensor> masks) {
     for (std::size_t i = 0; i < model_.parameters().size(); ++i)
       model_.parameters()[i].value = model.parameters()[i].value;
+    const deq::Labels<B> labels(batch.labels);
     for (std::size_t turn = 0; turn < entries_.size(); ++turn) {
       Entry& entry = entries_[(rounds_ + turn) % entries_.size()];
       const Stopwatch watch;
-      entry.last_pass = entry.method->train(batch, masks);
+      entry.method->train(batch.images, labels, masks);
+      entry.last_pass = entry.method->last_report();
       if (rounds_ > 0) entry.seconds.push_back(watch.seconds());
       entry.last_gradient = gradient_before_head();
     }
@@ -70,7 +76,7 @@ class SideBySide {
  private:
   struct Entry {
     std::string gradient;
-    std::unique_ptr<Method> method;
+    std::unique_ptr<Method<B>> method;
     std::vector<double> seconds;
     std::vector<float> last_gradient;
     deq::PassReport last_pass;

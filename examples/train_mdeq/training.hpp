@@ -17,9 +17,10 @@
 namespace examples {
 
 /// One training from the first step, or from a checkpoint, to the last. Returns the exit code.
+template <deq::Backend B>
 class Training {
  public:
-  Training(const Options& options, const Dataset& data)
+  Training(const Options& options, const Dataset<B>& data)
       : options_(options),
         data_(data),
         batches_(options, data),
@@ -64,7 +65,7 @@ class Training {
   }
 
   void introduce() const {
-    const Model& model = trainer_.model();
+    const deq::Mdeq<B>& model = trainer_.model();
     std::printf("data       %s\n", data_.name.c_str());
     std::printf("model      %s, %td parameters, state of %td numbers an image\n",
                 options_.model.c_str(), deq::count_values(model.parameters()),
@@ -80,7 +81,7 @@ class Training {
 
   void step() {
     const Stopwatch watch;
-    const Batch batch = batches_.training(trainer_.steps());
+    const Batch<B> batch = batches_.training(trainer_.steps());
     const bool unrolled = trainer_.pretraining();
     const double rate = trainer_.learning_rate();
     const deq::PassReport pass = trainer_.step(batch);
@@ -118,10 +119,10 @@ class Training {
   static long long as_printed(std::int64_t n) { return n; }
 
   const Options& options_;
-  const Dataset& data_;
-  Batches batches_;
+  const Dataset<B>& data_;
+  Batches<B> batches_;
   std::int64_t steps_;
-  Trainer trainer_;
+  Trainer<B> trainer_;
   std::filesystem::path checkpoint_;
   Totals epoch_;
   CsvLog step_log_, epoch_log_;

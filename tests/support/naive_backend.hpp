@@ -25,6 +25,7 @@ struct NaiveBackend {
   using Basis = deq::BasisView<S>;
   using ConstBasis = deq::BasisView<const S>;
   using Rows = deq::AllRows;
+  using Replay = deq::Replay;
   static constexpr bool whole_batches = false;
 
   /// Blocks that have been allocated and not yet given back.

@@ -85,6 +85,16 @@ struct AllRows {
   explicit AllRows(Samples) {}
 };
 
+/// Work that is done again and again with the same pointers, on a backend that records nothing.
+struct Replay {
+  static constexpr bool records = false;
+
+  template <class Work>
+  void operator()(Work&& work) {
+    work();
+  }
+};
+
 /// How work is given to a backend. The host need not know how far it is: what is `empty` on the
 /// device may not be known to be, and work may be recorded for later (backend/cuda/graph.cuh). So
 /// loops are repeat(), or have a bound beside empty(); the work of one repetition does not depend
@@ -99,6 +109,7 @@ concept BackendWork = requires(Samples a) {
   B::when_done(detail::AnyWork{});        // fn(), once all downloads so far have arrived
   { B::whole_batches } -> std::convertible_to<bool>;
   typename B::Rows;
+  typename B::Replay;  // see deq::Replay
   requires std::constructible_from<typename B::Rows, Samples>;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 
 #include <deq/core/shape.hpp>
 
@@ -96,6 +97,28 @@ struct NhwcUpsampling {
 /// `planes` maps of height x width small pixels, each of which stands for a factor x factor square.
 struct PoolGeometry {
   Index planes = 0, height = 0, width = 0, factor = 1;
+};
+
+/// Planar images of bytes, one after the other, each with a border of zero bytes on every side.
+struct ImageGeometry {
+  Index channels = 0, height = 0, width = 0, border = 0;
+
+  DEQ_HOST_DEVICE Index pixels() const { return height * width; }
+  DEQ_HOST_DEVICE Index size() const { return channels * pixels(); }
+};
+/// What is cut out of one image, border and all: a rectangle of its size whose corner is at (top,
+/// left), then mirrored left to right or not.
+struct ImageCut {
+  Index image = 0, top = 0, left = 0;
+  bool flip = false;
+
+  /// Byte (y, x) of the cut of a plane.
+  DEQ_HOST_DEVICE std::uint8_t byte(const ImageGeometry& g, const std::uint8_t* plane, Index y,
+                                    Index x) const {
+    const Index line = y + top - g.border, column = (flip ? g.width - 1 - x : x) + left - g.border;
+    const bool inside = line >= 0 && line < g.height && column >= 0 && column < g.width;
+    return inside ? plane[line * g.width + column] : std::uint8_t{0};
+  }
 };
 
 /// `count` strips of `length` contiguous numbers, at these distances from each other.

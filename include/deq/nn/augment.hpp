@@ -10,8 +10,11 @@
 #include <utility>
 #include <vector>
 
+#include <deq/backend/array.hpp>
+#include <deq/backend/concept.hpp>
+#include <deq/backend/geometry.hpp>
 #include <deq/core/error.hpp>
-#include <deq/core/parallel.hpp>
+#include <deq/core/host_pool.hpp>
 #include <deq/core/random.hpp>
 #include <deq/core/types.hpp>
 
@@ -29,49 +32,49 @@ struct ImageOptions {
   bool flip = true;   ///< mirror an image with probability 1/2
 };
 
-/// Where one augmented image is cut from the padded one.
-struct ImageCrop {
-  Index top = 0, left = 0;  ///< in {0, ..., 2 padding}; `padding` is the image itself
-  bool flip = false;        ///< then mirrored left to right
-};
-
 /// Bytes to normalised numbers, (byte / 255 - mean) / stddev per channel: torchvision's RandomCrop
-/// (padding with black, before the normalisation), RandomHorizontalFlip, ToTensor, Normalize.
-template <class S>
+/// (padding with black, before the normalisation), RandomHorizontalFlip, ToTensor, Normalize. The
+/// bytes of the data set and the numbers of a batch are in the memory of backend B.
+template <Backend B>
 class ImageTransform {
+  using S = typename B::Scalar;
+
  public:
   explicit ImageTransform(const ImageOptions& options = {}) : options_(options) {
     require(options.height >= 1 && options.width >= 1, "ImageTransform: the image size must be ",
             "positive, got ", options.height, " x ", options.width);
     require(options.padding >= 0, "ImageTransform: padding must be >= 0, got ", options.padding);
-    for (std::size_t c = 0; c < table_.size(); ++c) {
+    std::vector<S> table;
+    for (std::size_t c = 0; c < ImageOptions::channels; ++c) {
       const double mean = options.mean[c], stddev = options.stddev[c];
       require(stddev > 0, "ImageTransform: stddev of channel ", c, " must be > 0, got ", stddev);
-      for (std::size_t byte = 0; byte < 256; ++byte)
-        table_[c][byte] = static_cast<S>((static_cast<double>(byte) / 255 - mean) / stddev);
+      for (int byte = 0; byte < 256; ++byte)
+        table.push_back(static_cast<S>((static_cast<double>(byte) / 255 - mean) / stddev));
     }
+    table_.resize(static_cast<Index>(table.size()));
+    B::upload_bytes(table_.data(), table.data(), table.size() * sizeof(S));
   }
 
   /// Numbers (and bytes) of one image.
-  Index image_size() const { return ImageOptions::channels * options_.height * options_.width; }
+  Index image_size() const { return geometry().size(); }
 
-  /// The crop of `sample` (its number in the data set) in `epoch`: a pure function of the
-  /// arguments.
-  ImageCrop draw(std::uint64_t seed, std::uint32_t epoch, std::uint32_t sample) const {
+  /// The cut of image `sample` of the data set in `epoch`, top and left in {0, ..., 2 padding}: a
+  /// pure function of the arguments.
+  ImageCut draw(std::uint64_t seed, std::uint32_t epoch, std::uint32_t sample) const {
     Random random(seed, Purpose::augmentation, epoch, sample);
     const auto offsets = static_cast<std::uint32_t>(2 * options_.padding + 1);
-    ImageCrop crop;
-    crop.top = random.below(offsets);
-    crop.left = random.below(offsets);
-    crop.flip = options_.flip && random.below(2) == 1;
-    return crop;
+    ImageCut cut{.image = sample};
+    cut.top = random.below(offsets);
+    cut.left = random.below(offsets);
+    cut.flip = options_.flip && random.below(2) == 1;
+    return cut;
   }
 
   /// out: NCHW, image j of the batch is image samples[j] of the data set, as it is.
   void plain(std::span<const std::uint8_t> images, std::span<const std::uint32_t> samples,
              std::span<S> out) const {
-    fill(images, samples, out, [this](std::uint32_t) {
-      return ImageCrop{options_.padding, options_.padding, false};
+    cut(images, samples, out, [this](std::uint32_t sample) {
+      return ImageCut{sample, options_.padding, options_.padding, false};
     });
   }
 
@@ -79,14 +82,18 @@ class ImageTransform {
   /// or on which samples share a batch.
   void augmented(std::span<const std::uint8_t> images, std::span<const std::uint32_t> samples,
                  std::uint64_t seed, std::uint32_t epoch, std::span<S> out) const {
-    fill(images, samples, out,
-         [=, this](std::uint32_t sample) { return draw(seed, epoch, sample); });
+    cut(images, samples, out,
+        [=, this](std::uint32_t sample) { return draw(seed, epoch, sample); });
   }
 
  private:
-  template <class CropOf>
-  void fill(std::span<const std::uint8_t> images, std::span<const std::uint32_t> samples,
-            std::span<S> out, CropOf crop_of) const {
+  ImageGeometry geometry() const {
+    return {ImageOptions::channels, options_.height, options_.width, options_.padding};
+  }
+
+  template <class CutOf>
+  void cut(std::span<const std::uint8_t> images, std::span<const std::uint32_t> samples,
+           std::span<S> out, CutOf cut_of) const {
     const auto size = static_cast<std::size_t>(image_size());
     require<ShapeError>(images.size() % size == 0, "ImageTransform: ", images.size(),
                         " bytes are not a whole number of images of ", size, " bytes");
@@ -94,38 +101,20 @@ class ImageTransform {
                         " images of ", size, " numbers need ", samples.size() * size,
                         " places, got ", out.size());
     const std::size_t count = images.size() / size;
-    for (const std::uint32_t sample : samples)
+    PoolVector<ImageCut> cuts;
+    for (const std::uint32_t sample : samples) {
       require(sample < count, "ImageTransform: there is no image ", sample, ", the data set has ",
               count);
-    const auto batch = static_cast<Index>(samples.size());
-    parallel_for(
-        batch,
-        [&](Index j) {
-          const auto position = static_cast<std::size_t>(j);
-          const std::uint32_t sample = samples[position];
-          cut(images.data() + sample * size, crop_of(sample), out.data() + position * size);
-        },
-        batch * image_size() < 32768);
-  }
-
-  void cut(const std::uint8_t* image, const ImageCrop& crop, S* out) const {
-    const Index height = options_.height, width = options_.width;
-    for (const std::array<S, 256>& normalised : table_) {
-      for (Index y = 0; y < height; ++y) {
-        const Index row = y + crop.top - options_.padding;
-        const bool row_inside = row >= 0 && row < height;
-        for (Index x = 0; x < width; ++x) {
-          const Index column = (crop.flip ? width - 1 - x : x) + crop.left - options_.padding;
-          const bool inside = row_inside && column >= 0 && column < width;
-          *out++ = normalised[inside ? image[row * width + column] : 0];
-        }
-      }
-      image += height * width;
+      cuts.push_back(cut_of(sample));
     }
+    const Array<B, ImageCut> there(static_cast<Index>(cuts.size()));
+    B::upload_bytes(there.data(), cuts.data(), cuts.size() * sizeof(ImageCut));
+    cut_images(B{}, geometry(), there.size(), there.data(), images.data(),
+               static_cast<const S*>(table_.data()), out.data());
   }
 
   ImageOptions options_;
-  std::array<std::array<S, 256>, ImageOptions::channels> table_;  ///< [channel][byte]
+  Array<B> table_;  ///< [channel][byte]
 };
 
 /// The numbers 0, ..., count - 1 in the order of `epoch`: a uniformly random permutation (Fisher

@@ -26,6 +26,7 @@ struct Cpu {
   using Basis = BasisView<S>;
   using ConstBasis = BasisView<const S>;
   using Rows = AllRows;
+  using Replay = deq::Replay;
   static constexpr bool whole_batches = false;
 
   static void* allocate(std::size_t bytes) { return HostPool::instance().acquire(bytes); }

@@ -8,6 +8,7 @@
 #include <deq/backend/cpu/conv.hpp>
 #include <deq/backend/cpu/elementwise.hpp>
 #include <deq/backend/cpu/gemm.hpp>
+#include <deq/backend/cpu/image.hpp>
 #include <deq/backend/cpu/loss.hpp>
 #include <deq/backend/cpu/nhwc.hpp>
 #include <deq/backend/cpu/norm.hpp>

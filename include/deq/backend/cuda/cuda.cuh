@@ -90,6 +90,7 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   using Basis = BasisView<S>;
   using ConstBasis = BasisView<const S>;
   using Rows = cuda::Rows;
+  using Replay = cuda::Replay;
   static constexpr bool whole_batches = true;
 
   static void copy_bytes(void* to, const void* from, std::size_t bytes) {

@@ -95,6 +95,29 @@ class Graph {
   Owned<cudaGraphExec_t> executable_;
 };
 
+/// Work that is done again and again with the same pointers: done at once the first time, which
+/// finds out what memory it needs, recorded the second, and launched as a whole from then on.
+class Replay {
+ public:
+  static constexpr bool records = true;
+
+  template <class Work>
+  void operator()(Work&& work) {
+    if (!done_once_) {
+      work();
+      done_once_ = true;
+      return;
+    }
+    if (!graph_) graph_ = std::make_unique<Graph>(work);
+    graph_->launch();
+    graph_->finish();
+  }
+
+ private:
+  bool done_once_ = false;
+  std::unique_ptr<Graph> graph_;
+};
+
 /// Sets whether a loop goes on: by one warp.
 template <int lanes>
 __global__ void go_on_kernel(Samples a, cudaGraphConditionalHandle handle) {
@@ -121,7 +144,9 @@ void Graph::repeat(const Samples& a, Work&& work) {
   capture_info(&after, &count);
   cudaGraphConditionalHandle handle{};
   check(cudaGraphConditionalHandleCreate(&handle, graph, 0, 0), "make a condition");
-  const auto go_on = [&] { cuda::launch({.block = warp_threads}, go_on_kernel<warp_threads>, a, handle); };
+  const auto go_on = [&] {
+    cuda::launch({.block = warp_threads}, go_on_kernel<warp_threads>, a, handle);
+  };
   go_on();
 
   capture_info(&after, &count);

@@ -8,6 +8,7 @@
 #include <deq/backend/cuda/cuda.cuh>
 #include <deq/backend/cuda/elementwise.cuh>
 #include <deq/backend/cuda/gemm.cuh>
+#include <deq/backend/cuda/image.cuh>
 #include <deq/backend/cuda/loss.cuh>
 #include <deq/backend/cuda/nhwc_conv.cuh>
 #include <deq/backend/cuda/nhwc_norm.cuh>

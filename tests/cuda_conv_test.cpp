@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <set>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -172,28 +173,35 @@ TEST_CASE_TEMPLATE("A sample's bits do not depend on the batch", B, DEQ_PRECISIO
   }
 }
 
-TEST_CASE("An image map finds the pixels that a convolution reads, and its transpose finds back") {
-  for (const Conv2dGeometry& g : geometries) {
-    const cuda::ImageMap there(g, false), back(g, true);
-    CHECK(there.depth() == g.patch());
-    CHECK(back.out_channels == g.in_channels);
-    bool right = true, mutual = true;
-    for (int y = 0; y < there.out_height; ++y)
-      for (int tap = 0; tap < there.kernel_height; ++tap) {
-        const int line = there.line(there.origin(y), tap, there.height);
-        const int expected = y * there.stride - there.padding + tap;
-        right = right && line == (expected >= 0 && expected < there.height ? expected : -1);
-        if (line >= 0) mutual = mutual && back.line(back.origin(line), tap, back.height) == y;
-      }
-    // Whatever the transpose reads, the convolution had written from there.
-    for (int y = 0; y < back.out_height; ++y)
-      for (int tap = 0; tap < back.kernel_height; ++tap) {
-        const int line = back.line(back.origin(y), tap, back.height);
-        if (line >= 0) mutual = mutual && there.line(there.origin(line), tap, there.height) == y;
-      }
-    CHECK(right);
-    CHECK(mutual);
-  }
+TEST_CASE("An image map finds the numbers that a convolution reads, and its transpose finds back") {
+  using Axis = cuda::ImageMap::Axis;
+  for (const Index kernel : {1, 2, 3, 5})
+    for (const Index stride : {1, 2, 3})
+      for (const Index padding : {0, 1, 2})
+        for (const Index in : {5, 6, 7, 8}) {
+          if (in + 2 * padding < kernel) continue;
+          const Index out = (in + 2 * padding - kernel) / stride + 1;
+          const Axis forward = Axis::forward(in, out, kernel, stride, padding);
+          // reads[i][t] of the convolution, and of the transpose, phase by phase.
+          std::set<std::array<Index, 3>> reads, back;  // output, input, tap of the weight
+          for (int i = 0; i < forward.out; ++i)
+            for (int t = 0; t < forward.taps; ++t)
+              if (forward.inside(forward.origin(i) + t))
+                reads.insert({i, forward.origin(i) + t, t});
+          std::vector<int> written(static_cast<std::size_t>(in));
+          for (Index phase = 0; phase < stride; ++phase) {
+            const Axis axis = Axis::transposed(out, in, kernel, stride, padding, phase);
+            for (int i = 0; i < axis.out; ++i) {
+              const int place = i * axis.out_step + axis.out_first;
+              ++written.at(static_cast<std::size_t>(place));
+              for (int t = 0; t < axis.taps; ++t)
+                if (axis.inside(axis.origin(i) + t))
+                  back.insert({axis.origin(i) + t, place, t * axis.tap_step + axis.tap_first});
+            }
+          }
+          CHECK(reads == back);
+          CHECK(written == std::vector<int>(static_cast<std::size_t>(in), 1));
+        }
 }
 
 TEST_CASE("Segments hold the pixels of one sample, every pixel once") {

@@ -30,7 +30,7 @@ def broyden(f, z, iterations, h, memory=None):
     """The best of `iterations` steps from z, with no tolerance; leaves the inverse in h. With less
     memory than steps the newest pairs overwrite the oldest."""
     memory = memory or iterations
-    h.reset(len(z), memory, z.shape[1])
+    h.reset(len(z), memory, z.shape[1], z.device)
     fz = f(z)
     g = fz - z
     best = Best(z, fz, g)

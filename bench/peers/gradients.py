@@ -30,8 +30,8 @@ def adjoint(method, h, vjp):
     return broyden(lambda w: vjp(w) + h, torch.zeros_like(h), BACKWARD, backward)
 
 
-def training_pass(model, method, images, labels, masks):
-    """Fills the gradients of the model's parameters; the loss and z."""
+def training_step(model, method, images, labels, masks):
+    """Fills the gradients of the model's parameters; the loss, a tensor, and z."""
     for p in model.parameters:
         p.grad = None
     theta = model.effective()
@@ -48,6 +48,12 @@ def training_pass(model, method, images, labels, masks):
     vjp = lambda w: torch.autograd.grad(fz, z, w, retain_graph=True)[0]
     w = adjoint(method, h.grad, vjp)
     fz.backward(w, inputs=model.before_head)
+    return loss.detach(), z
+
+
+def training_pass(model, method, images, labels, masks):
+    """The same, the loss a number."""
+    loss, z = training_step(model, method, images, labels, masks)
     return float(loss), z
 
 

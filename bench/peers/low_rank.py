@@ -85,9 +85,9 @@ class LowRank:
         self.u = self.v = torch.empty(0)
         self.rank = 0
 
-    def reset(self, batch, memory, dim):
-        if self.u.shape != (batch, memory, dim):
-            self.u, self.v = torch.empty(batch, memory, dim), torch.empty(batch, memory, dim)
+    def reset(self, batch, memory, dim, device="cpu"):
+        if self.u.shape != (batch, memory, dim) or self.u.device != torch.device(device):
+            self.u, self.v = (torch.empty(batch, memory, dim, device=device) for _ in range(2))
         self.rank = 0
 
     def apply(self, x):

@@ -29,7 +29,7 @@ class Mdeq:
         self.sizes = [c * (32 >> i) ** 2 for i, c in enumerate(self.channels)]
 
     def start(self, count):
-        return torch.zeros(count, sum(self.sizes))
+        return self.parameters[0].new_zeros(count, sum(self.sizes))
 
     def split(self, z):
         """The branches (N, C_i, H_i, W_i) of a state; no copy."""

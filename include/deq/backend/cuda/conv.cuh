@@ -22,15 +22,18 @@ Scratch<S> channels_last(Index samples, Index channels, Index pixels, const S* x
 template <class A, class S>
 void convolve_nchw(const Conv2dGeometry& g, bool transposed, const S* x, const S* w, const S* bias,
                    S* y, bool accumulate) {
-  const ImageMap map(g, transposed);
-  const Scratch<S> packed(PackedWeight(map.depth(), map.out_channels).size());
+  const Index in_channels = transposed ? g.out_channels : g.in_channels,
+              in_pixels = transposed ? g.out_pixels() : g.in_pixels(),
+              out_channels = transposed ? g.in_channels : g.out_channels,
+              out_pixels = transposed ? g.in_pixels() : g.out_pixels();
+  const Scratch<S> packed(PackedWeight::size(g, transposed));
   pack_weight<A>(g, transposed, w, packed.data());
-  const Index out_size = Index{map.out_pixels()} * map.out_channels;
-  const Scratch<S> from = channels_last(g.samples, map.channels, map.pixels(), x),
+  const Index out_size = out_pixels * out_channels;
+  const Scratch<S> from = channels_last(g.samples, in_channels, in_pixels, x),
                    to(g.samples * out_size);
-  convolve<A, S>(map, from.data(), packed.data(), {{.bias = bias}, to.data()});
-  nhwc_transpose(Cuda<S>{}, g.samples, map.out_pixels(), map.out_channels, to.data(), out_size, y,
-                 out_size, accumulate);
+  convolve<A, S>(g, transposed, from.data(), packed.data(), {{.bias = bias}, to.data()});
+  nhwc_transpose(Cuda<S>{}, g.samples, out_pixels, out_channels, to.data(), out_size, y, out_size,
+                 accumulate);
 }
 
 }  // namespace cuda

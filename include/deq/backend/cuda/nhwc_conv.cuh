@@ -12,8 +12,7 @@ namespace deq {
 /// Numbers of a weight packed for the convolution, or for its transpose.
 template <class S, class P>
 Index nhwc_packed_size(Cuda<S, P>, const Conv2dGeometry& g, bool transposed) {
-  const cuda::ImageMap map(g, transposed);
-  return cuda::PackedWeight(map.depth(), map.out_channels).size();
+  return cuda::PackedWeight::size(g, transposed);
 }
 template <class S, class P>
 void nhwc_pack(Cuda<S, P>, const Conv2dGeometry& g, bool transposed, const S* w, S* packed) {
@@ -24,13 +23,13 @@ void nhwc_pack(Cuda<S, P>, const Conv2dGeometry& g, bool transposed, const S* w,
 template <class S, class P>
 void nhwc_conv2d(Cuda<S, P>, const Conv2dGeometry& g, const S* x, const S* packed,
                  const NhwcConvParts<S>& parts, S* u) {
-  cuda::convolve<cuda::Arithmetic<S, P>, S>(cuda::ImageMap(g, false), x, packed, {parts, u});
+  cuda::convolve<cuda::Arithmetic<S, P>, S>(g, false, x, packed, {parts, u});
 }
 /// dx (+)= the transpose of the convolution applied to dy.
 template <class S, class P>
 void nhwc_conv2d_vjp_input(Cuda<S, P>, const Conv2dGeometry& g, const S* packed, const S* dy, S* dx,
                            bool accumulate) {
-  cuda::convolve<cuda::Arithmetic<S, P>, S>(cuda::ImageMap(g, true), dy, packed,
+  cuda::convolve<cuda::Arithmetic<S, P>, S>(g, true, dy, packed,
                                             {{.addend = accumulate ? dx : nullptr}, dx});
 }
 /// dw (+)= sum over the samples; dw is (out, in, kernel height, kernel width).
@@ -44,11 +43,10 @@ template <class S, class P>
 void nhwc_conv2d_statistics(Cuda<S, P>, const Conv2dGeometry& g, const NormGeometry& n, const S* x,
                             const S* packed, const NhwcConvParts<S>& parts, S* u, S* mean,
                             S* variance) {
-  const cuda::ImageMap map(g, false);
-  const Index a_sample = cuda::Segments(map.out_pixels()).a_sample;
+  const Index a_sample = cuda::Segments(static_cast<int>(g.out_pixels())).a_sample;
   const cuda::Scratch<S> moments(g.samples * a_sample *
                                  cuda::MomentParts<S>::part_size(n.channels));
-  cuda::convolve<cuda::Arithmetic<S, P>, S>(map, x, packed, {parts, u, moments.data()});
+  cuda::convolve<cuda::Arithmetic<S, P>, S>(g, false, x, packed, {parts, u, moments.data()});
   cuda::group_statistics_of_moments(n, a_sample, moments.data(), mean, variance);
 }
 

@@ -2,15 +2,28 @@
 // How a precision multiplies. Shared memory holds words: one number of S, one tf32, or two bf16
 // that are neighbours along the sum. In words the fragments of all tensor core instructions used
 // here are the same: of A (16 x 8 words) thread (g, t) = (lane / 4, lane % 4) has the words
-// (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), of B (8 words x 8) the words (t, g), (t + 4, g),
-// of the sums (16 x 8) the numbers (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1). PTX ISA,
-// "Matrix Fragments for mma.m16n8k8" and "... m16n8k16".
+// (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), of B (8 words x 8 columns) the words (t, g), (t +
+// 4, g), of the sums (16 x 8) the numbers (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1). PTX
+// ISA, "Matrix Fragments for mma.m16n8k8" and "... m16n8k16".
 #pragma once
 
 #include <deq/backend/cuda/launch.cuh>
 #include <deq/backend/cuda/precision.hpp>
 
 namespace deq::cuda {
+
+/// Four squares of 8 lines of 4 words from shared memory: thread l gives the address of line l % 8
+/// of square l / 8, and gets word (l / 4, l % 4) of every square.
+__device__ inline void load_squares(unsigned (&words)[4], const unsigned* line) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(line)))
+               : "memory");
+#else
+  deq_emulation::ldmatrix_x4(words, line);
+#endif
+}
 
 template <class S, class Precision>
 struct Arithmetic;
@@ -39,15 +52,16 @@ struct Arithmetic<float, Tf32> {
     return w;
   }
   /// sum += a b
-  __device__ static void multiply(float (&sum)[4], const Word (&a)[4], const Word (&b)[2]) {
+  __device__ static void multiply(float (&sum)[4], const Word (&a)[4], Word b0, Word b1) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 #else
   static Word word(const float (&x)[numbers]) { return deq_emulation::to_tf32(x[0]); }
-  static void multiply(float (&sum)[4], const Word (&a)[4], const Word (&b)[2]) {
+  static void multiply(float (&sum)[4], const Word (&a)[4], Word b0, Word b1) {
+    const Word b[2] = {b0, b1};
     deq_emulation::mma_m16n8k8_tf32(sum, a, b);
   }
 #endif
@@ -67,15 +81,16 @@ struct Arithmetic<float, Bf16> {
     return w;
   }
   /// sum += a b
-  __device__ static void multiply(float (&sum)[4], const Word (&a)[4], const Word (&b)[2]) {
+  __device__ static void multiply(float (&sum)[4], const Word (&a)[4], Word b0, Word b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 #else
   static Word word(const float (&x)[numbers]) { return deq_emulation::pack_bf16(x[0], x[1]); }
-  static void multiply(float (&sum)[4], const Word (&a)[4], const Word (&b)[2]) {
+  static void multiply(float (&sum)[4], const Word (&a)[4], Word b0, Word b1) {
+    const Word b[2] = {b0, b1};
     deq_emulation::mma_m16n8k16_bf16(sum, a, b);
   }
 #endif

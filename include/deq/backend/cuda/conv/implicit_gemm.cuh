@@ -28,8 +28,8 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
   for (int r = static_cast<int>(threadIdx.x); r < T::rows; r += threads) {
     const Segments::Row row = segments.row(first_row + r);
     const bool there =
-        row.sample < map.samples && row.pixel < map.out_pixels() && samples.contains(row.sample);
-    place[r] = there ? (row.sample * map.out_pixels() + row.pixel) * map.out_channels : -1;
+        row.sample < map.samples && row.pixel < map.pixels() && samples.contains(row.sample);
+    place[r] = there ? (row.sample * map.out_pixels + map.place(row.pixel)) * map.out_channels : -1;
     sample_of[r] = row.sample;
   }
   __syncthreads();
@@ -37,7 +37,7 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
   for (int i = static_cast<int>(threadIdx.x); i < T::rows * T::columns; i += threads) {
     const int r = i / T::columns, c = i % T::columns, channel = first_column + c;
     if (place[r] < 0 || channel >= map.out_channels) continue;
-    S& u = sums[r * T::c_line + c];
+    S& u = sums[r * T::sum_line + c];
     if (parts.bias) u += parts.bias[channel];
     if (parts.mask) u *= parts.mask[sample_of[r] * map.out_channels + channel];
     if (parts.addend) u += parts.addend[place[r] + channel];
@@ -53,11 +53,11 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
     int n = 0;
     S sum = 0;
     for (; n < segments.rows && place[first + n] >= 0; ++n)
-      sum += sums[(first + n) * T::c_line + c];
+      sum += sums[(first + n) * T::sum_line + c];
     const S mean = sum / static_cast<S>(n);
     S squares = 0;
     for (int k = 0; k < n; ++k) {
-      const S d = sums[(first + k) * T::c_line + c] - mean;
+      const S d = sums[(first + k) * T::sum_line + c] - mean;
       squares += d * d;
     }
     S* const moments = epilogue.moments + (first_row + first) / segments.rows *
@@ -80,14 +80,14 @@ __device__ inline bool nobody(const ImageMap& map, const Segments& segments, Row
 template <class T, int width>
 __global__ void __launch_bounds__(threads)
     implicit_gemm_kernel(ImageMap map, Segments segments, RowSet samples, const typename T::S* x,
-                         const typename T::Word* packed, Index packed_columns,
+                         const typename T::Word* packed, Index packed_depth,
                          ConvEpilogue<typename T::S> epilogue) {
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
   const int first_column = static_cast<int>(blockIdx.y) * T::columns;
   if (nobody(map, segments, samples, first_row, T::rows)) return;
   typename T::Word* const shared = dynamic_shared<typename T::Word>();
   Patches<T, width> a(map, segments, samples, x, first_row);
-  Weights<T> b(packed, packed_columns, first_column);
+  Weights<T> b(packed, packed_depth / T::Arithmetic::numbers, first_column);
   T product;
   product.multiply(a, b, (map.depth() + T::stage - 1) / T::stage, shared);
   auto* const sums = reinterpret_cast<typename T::S*>(shared);
@@ -98,16 +98,14 @@ __global__ void __launch_bounds__(threads)
 /// body(integral constants of rows, columns) for the tile of a plan.
 template <class Body>
 void with_tile(const TilePlan& plan, Body&& body) {
-  const auto with_columns = [&](auto rows) {
-    if (plan.columns == 32)
-      body(rows, std::integral_constant<int, 32>{});
-    else
-      body(rows, std::integral_constant<int, 64>{});
-  };
-  if (plan.rows == 64)
-    with_columns(std::integral_constant<int, 64>{});
+  constexpr std::integral_constant<int, 128> high;
+  constexpr std::integral_constant<int, 64> low, wide;
+  if (plan.columns == 32)
+    body(high, std::integral_constant<int, 32>{});
+  else if (plan.rows == 64)
+    body(low, wide);
   else
-    with_columns(std::integral_constant<int, 128>{});
+    body(high, wide);
 }
 
 /// body(integral constant 4) if channels come in fours that lie where one access reaches them, else
@@ -120,48 +118,58 @@ void with_width(Index channels, const void* data, Body&& body) {
     body(std::integral_constant<int, 1>{});
 }
 
-/// y = map(x) with a packed weight.
+/// The outputs of one phase, from its packed weight.
 template <class A, class S>
 void convolve(const ImageMap& map, const S* x, const S* packed, const ConvEpilogue<S>& epilogue) {
-  const Segments segments(map.out_pixels());
+  const Segments segments(map.pixels());
   const TilePlan plan(segments.rows_of(map.samples), map.out_channels, processors());
-  const PackedWeight weight(map.depth(), map.out_channels);
   with_tile(plan, [&](auto rows, auto columns) {
     using T = Tile<A, rows, columns>;
     with_width(map.channels, x, [&](auto width) {
       launch({.x = plan.row_tiles, .y = plan.column_tiles, .shared_bytes = T::shared_bytes},
              implicit_gemm_kernel<T, width>, map, segments, RowSet::of(map.samples), x,
-             reinterpret_cast<const typename T::Word*>(packed), weight.columns, epilogue);
+             reinterpret_cast<const typename T::Word*>(packed), PackedWeight(map).depth, epilogue);
     });
   });
 }
-
-/// Packs op(B), number (k, n) of which is value(k, n), k < depth, n < columns.
-template <class A, class S, class Value>
-void pack(Index depth, Index columns, Value value, S* packed) {
-  const PackedWeight weight(depth, columns);
-  auto* const words = reinterpret_cast<typename A::Word*>(packed);
-  for_each_index(weight.size() / A::numbers, [=] __device__(Index i) {
-    const Index line = i / weight.columns, n = i % weight.columns;
-    S x[A::numbers];
-    for (int d = 0; d < A::numbers; ++d) {
-      const Index k = line * A::numbers + d;
-      x[d] = k < depth && n < columns ? value(k, n) : S(0);
-    }
-    words[i] = A::word(x);
-  });
+/// The convolution, or its transpose, of all of x with a packed weight.
+template <class A, class S>
+void convolve(const Conv2dGeometry& g, bool transposed, const S* x, const S* packed,
+              const ConvEpilogue<S>& epilogue) {
+  for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
+    const ImageMap map(g, transposed, phase);
+    convolve<A>(map, x, packed, epilogue);
+    packed += PackedWeight(map).size();
+  }
 }
+
 /// Packs a weight (O, C, kh, kw) for the convolution, or for its transpose.
 template <class A, class S>
 void pack_weight(const Conv2dGeometry& g, bool transposed, const S* w, S* packed) {
-  const ImageMap map(g, transposed);
-  const Index taps = g.kernel_size(), in_channels = g.in_channels;
-  const int channels = map.channels;
-  const auto value = [=] __device__(Index k, Index n) {
-    const Index tap = k / channels, c = k % channels;
-    return w[((transposed ? c : n) * in_channels + (transposed ? n : c)) * taps + tap];
-  };
-  pack<A>(map.depth(), map.out_channels, value, packed);
+  const Index in_channels = g.in_channels, kernel_width = g.kernel_width, taps = g.kernel_size();
+  for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
+    const ImageMap map(g, transposed, phase);
+    const PackedWeight weight(map);
+    auto* const words = reinterpret_cast<typename A::Word*>(packed);
+    for_each_index(weight.size() / A::numbers, [=] __device__(Index i) {
+      const Index line = weight.depth / A::numbers, n = i / line, first = i % line * A::numbers;
+      S x[A::numbers];
+      for (int d = 0; d < A::numbers; ++d) {
+        const int k = static_cast<int>(first) + d;
+        if (k >= map.depth() || n >= map.out_channels) {
+          x[d] = 0;
+          continue;
+        }
+        const int t = k / map.channels, c = k % map.channels;
+        const int y = t / map.x.taps * map.y.tap_step + map.y.tap_first,
+                  column = t % map.x.taps * map.x.tap_step + map.x.tap_first;
+        x[d] = w[((transposed ? c : n) * in_channels + (transposed ? n : c)) * taps +
+                 y * kernel_width + column];
+      }
+      words[i] = A::word(x);
+    });
+    packed += weight.size();
+  }
 }
 
 }  // namespace deq::cuda

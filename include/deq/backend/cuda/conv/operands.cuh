@@ -20,18 +20,26 @@ __device__ void load(const S* from, S* x) {
   }
 }
 
-/// Quads of A whose words are neighbours in a row: four threads have a line of a stage.
-template <class T>
-struct AlongRow {
+/// Quads whose words are neighbours along the sum: four threads have a line of a stage, of which A
+/// or B has `lines`.
+template <class T, int lines>
+struct AlongSum {
   using Word = typename T::Word;
   using S = typename T::S;
   static constexpr int numbers = T::Arithmetic::numbers;
   struct Loaded {
     S x[4 * numbers];
   };
-  __device__ static int row(int q) { return static_cast<int>(threadIdx.x) / 4 + q * (threads / 4); }
+  __device__ static int line(int q) {
+    return static_cast<int>(threadIdx.x) / 4 + q * (threads / 4);
+  }
+  /// Small tiles have fewer quads than there are threads.
+  __device__ static bool present(int q) { return lines % (threads / 4) == 0 || line(q) < lines; }
   /// Number of the stage that this thread's quads begin with.
   __device__ static int first() { return static_cast<int>(threadIdx.x) % 4 * 4 * numbers; }
+  __device__ static Word* place(int q, Word* memory) {
+    return memory + line(q) * T::line + first() / numbers;
+  }
 
   __device__ static void put(const Loaded& loaded, int q, Word* to) {
     Quad<Word> quad;
@@ -42,13 +50,12 @@ struct AlongRow {
       for (int d = 0; d < numbers; ++d) x[d] = loaded.x[i * numbers + d];
       quad.word[i] = T::Arithmetic::word(x);
     }
-    *reinterpret_cast<Quad<Word>*>(to + row(q) * T::a_line + first() / numbers) = quad;
+    if (present(q)) *reinterpret_cast<Quad<Word>*>(place(q, to)) = quad;
   }
 };
 
-/// Quads whose words belong to four neighbouring rows of A or columns of B, at one place of the
-/// sum.
-template <class T, int extent, int line_a_row, int line_a_word>
+/// Quads whose words belong to four neighbouring lines, at one place of the sum.
+template <class T, int lines>
 struct AcrossSum {
   using Word = typename T::Word;
   using S = typename T::S;
@@ -56,94 +63,95 @@ struct AcrossSum {
   struct Loaded {
     S x[numbers][4];
   };
-  __device__ static int first() { return static_cast<int>(threadIdx.x) % (extent / 4) * 4; }
+  __device__ static int first() { return static_cast<int>(threadIdx.x) % (lines / 4) * 4; }
   __device__ static int word(int q) {
-    return (static_cast<int>(threadIdx.x) + q * threads) / (extent / 4);
+    return (static_cast<int>(threadIdx.x) + q * threads) / (lines / 4);
   }
-  /// Small tiles have fewer quads than there are threads.
-  __device__ static bool present(int q) { return word(q) < stage_words; }
+  __device__ static bool present(int q) {
+    return lines * stage_words / 4 % threads == 0 || word(q) < stage_words;
+  }
 
   __device__ static void put(const Loaded& loaded, int q, Word* to) {
     if (!present(q)) return;
-    to += word(q) * line_a_word + first() * line_a_row;
-    Quad<Word> quad;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       S x[numbers];
 #pragma unroll
       for (int d = 0; d < numbers; ++d) x[d] = loaded.x[d][i];
-      quad.word[i] = T::Arithmetic::word(x);
-    }
-    if constexpr (line_a_row == 1) {
-      *reinterpret_cast<Quad<Word>*>(to) = quad;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) to[i * line_a_row] = quad.word[i];
+      to[(first() + i) * T::line + word(q)] = T::Arithmetic::word(x);
     }
   }
 };
-template <class T>
-using RowsOfA = AcrossSum<T, T::rows, T::a_line, 1>;
-template <class T>
-using ColumnsOfB = AcrossSum<T, T::columns, 1, T::b_line>;
 
 // --- Images ------------------------------------------------------------------------------------
 
 /// Channel, line and column of the kernel that a place of the sum stands for.
-struct Tap {
-  int line, column, channel;
-  bool there;
-  __device__ Tap() : line(0), column(0), channel(0), there(false) {}
-  __device__ Tap(const ImageMap& map, int k) : there(k < map.depth()) {
+class Tap {
+ public:
+  __device__ Tap() {}
+  __device__ Tap(const ImageMap& map, int k) {
     const int tap = k / map.channels;
-    channel = k - tap * map.channels;
-    line = tap / map.kernel_width;
-    column = tap - line * map.kernel_width;
+    channel_ = k - tap * map.channels;
+    line_ = map.x.taps > 0 ? tap / map.x.taps : 0;
+    column_ = tap - line_ * map.x.taps;
   }
-};
+  /// So many places on.
+  __device__ void advance(const ImageMap& map, int places) {
+    channel_ += places;
+    while (channel_ >= map.channels) {
+      channel_ -= map.channels;
+      if (++column_ == map.x.taps) {
+        column_ = 0;
+        ++line_;
+      }
+    }
+  }
+  /// The numbers under the tap in a patch that begins at (line, column); null if there are none.
+  template <class S>
+  __device__ const S* in(const ImageMap& map, const S* image, int line, int column) const {
+    line += line_;
+    column += column_;
+    const bool there = line_ < map.y.taps && map.y.inside(line) && map.x.inside(column);
+    return there ? image + (line * map.x.in + column) * map.channels + channel_ : nullptr;
+  }
 
-/// The numbers under a tap of the patch that begins at (line, column); null outside of the image.
-template <class S>
-__device__ const S* under(const Tap& tap, const ImageMap& map, const S* image, int line,
-                          int column) {
-  line = map.line(line, tap.line, map.height);
-  column = map.line(column, tap.column, map.width);
-  return tap.there && line >= 0 && column >= 0
-             ? image + (line * map.width + column) * map.channels + tap.channel
-             : nullptr;
-}
+ private:
+  int line_ = 0, column_ = 0, channel_ = 0;
+};
 
 /// A: the patches of the pixels of a tile. `width` is 4 if the channels come in fours.
 template <class T, int width>
-class Patches : public AlongRow<T> {
+class Patches : public AlongSum<T, T::rows> {
   using S = typename T::S;
 
  public:
-  using typename AlongRow<T>::Loaded;
+  using typename AlongSum<T, T::rows>::Loaded;
 
   __device__ Patches(const ImageMap& map, const Segments& segments, RowSet samples, const S* x,
                      Index first_row)
       : map_(map) {
 #pragma unroll
     for (int q = 0; q < T::a_quads; ++q) {
-      const Segments::Row row = segments.row(first_row + this->row(q));
+      const Segments::Row row = segments.row(first_row + this->line(q));
       const bool there =
-          row.sample < map.samples && row.pixel < map.out_pixels() && samples.contains(row.sample);
-      image_[q] = there ? x + row.sample * map.pixels() * map.channels : nullptr;
-      line_[q] = map.origin(row.pixel / map.out_width);
-      column_[q] = map.origin(row.pixel % map.out_width);
+          row.sample < map.samples && row.pixel < map.pixels() && samples.contains(row.sample);
+      image_[q] = there ? x + row.sample * map.in_pixels() * map.channels : nullptr;
+      line_[q] = map.y.origin(row.pixel / map.x.out);
+      column_[q] = map.x.origin(row.pixel % map.x.out);
     }
-  }
-  __device__ void begin(int stage) {
 #pragma unroll
-    for (int i = 0; i < taps; ++i)
-      tap_[i] = Tap(map_, stage * T::stage + this->first() + i * width);
+    for (int i = 0; i < taps; ++i) tap_[i] = Tap(map, this->first() + i * width);
+  }
+  /// The stages come in order, each once.
+  __device__ void next_stage() {
+#pragma unroll
+    for (int i = 0; i < taps; ++i) tap_[i].advance(map_, T::stage);
   }
   __device__ Loaded load(int q) const {
     Loaded loaded;
 #pragma unroll
     for (int i = 0; i < taps; ++i) {
-      const S* from = image_[q] ? under(tap_[i], map_, image_[q], line_[q], column_[q]) : nullptr;
+      const S* from = image_[q] ? tap_[i].in(map_, image_[q], line_[q], column_[q]) : nullptr;
       cuda::load<width>(from, loaded.x + width * i);
     }
     return loaded;
@@ -160,33 +168,33 @@ class Patches : public AlongRow<T> {
 /// A of the weight gradient: its rows are the taps, its sum runs over the pixels [first, last) of
 /// all samples.
 template <class T, int width>
-class PatchesTransposed : public RowsOfA<T> {
+class PatchesTransposed : public AcrossSum<T, T::rows> {
   using S = typename T::S;
 
  public:
-  using typename RowsOfA<T>::Loaded;
+  using typename AcrossSum<T, T::rows>::Loaded;
 
   __device__ PatchesTransposed(const ImageMap& map, const S* x, Index first_row, Index first,
                                Index last)
-      : map_(map), x_(x), first_(first), last_(last) {
+      : map_(map), x_(x), begin_(first), last_(last) {
 #pragma unroll
     for (int i = 0; i < taps; ++i)
-      tap_[i] = Tap(map, static_cast<int>(first_row) + RowsOfA<T>::first() + i * width);
+      tap_[i] = Tap(map, static_cast<int>(first_row) + this->first() + i * width);
   }
-  __device__ void begin(int stage) { begin_ = first_ + stage * T::stage; }
+  __device__ void next_stage() { begin_ += T::stage; }
   __device__ Loaded load(int q) const {
     Loaded loaded;
 #pragma unroll
     for (int d = 0; d < T::Arithmetic::numbers; ++d) {
       const Index at = begin_ + this->word(q) * T::Arithmetic::numbers + d;
-      const Index sample = at / map_.out_pixels();
-      const int pixel = static_cast<int>(at - sample * map_.out_pixels());
-      const int line = map_.origin(pixel / map_.out_width),
-                column = map_.origin(pixel % map_.out_width);
-      const S* image = x_ + sample * map_.pixels() * map_.channels;
+      const Index sample = at / map_.pixels();
+      const int pixel = static_cast<int>(at - sample * map_.pixels());
+      const int line = map_.y.origin(pixel / map_.x.out),
+                column = map_.x.origin(pixel % map_.x.out);
+      const S* image = x_ + sample * map_.in_pixels() * map_.channels;
 #pragma unroll
       for (int i = 0; i < taps; ++i) {
-        const S* from = at < last_ ? under(tap_[i], map_, image, line, column) : nullptr;
+        const S* from = at < last_ ? tap_[i].in(map_, image, line, column) : nullptr;
         cuda::load<width>(from, loaded.x[d] + width * i);
       }
     }
@@ -197,35 +205,34 @@ class PatchesTransposed : public RowsOfA<T> {
   static constexpr int taps = 4 / width;
   const ImageMap& map_;
   const S* x_;
-  Index first_, last_, begin_ = 0;
+  Index begin_, last_;
   Tap tap_[taps];
 };
 
-// --- Weights and matrices ----------------------------------------------------------------------
+// --- Weights and matrices
+// -------------------------------------------------------------------------
 
-/// B: a weight that has been packed.
+/// B: a weight that has been packed, whose columns are `line` words long.
 template <class T>
-class Weights {
+class Weights : public AlongSum<T, T::columns> {
   using Word = typename T::Word;
 
  public:
   using Loaded = Quad<Word>;
 
   __device__ Weights(const Word* packed, Index line, Index first_column)
-      : from_(packed + first_column + Columns::first()), line_(line) {}
-  __device__ void begin(int stage) { begin_ = from_ + stage * stage_words * line_; }
+      : from_(packed + first_column * line + this->first() / T::Arithmetic::numbers), line_(line) {}
+  __device__ void next_stage() { from_ += stage_words; }
   __device__ Loaded load(int q) const {
-    return Columns::present(q) ? *reinterpret_cast<const Loaded*>(begin_ + Columns::word(q) * line_)
-                               : Loaded{};
+    return this->present(q) ? *reinterpret_cast<const Loaded*>(from_ + this->line(q) * line_)
+                            : Loaded{};
   }
   __device__ static void put(const Loaded& quad, int q, Word* to) {
-    if (Columns::present(q))
-      *reinterpret_cast<Loaded*>(to + Columns::word(q) * T::b_line + Columns::first()) = quad;
+    if (Weights::present(q)) *reinterpret_cast<Loaded*>(Weights::place(q, to)) = quad;
   }
 
  private:
-  using Columns = ColumnsOfB<T>;
-  const Word *from_, *begin_ = nullptr;
+  const Word* from_;
   Index line_;
 };
 
@@ -236,19 +243,19 @@ struct MatrixView {
   Index extent, step, sum_step;
 };
 
-/// A: rows of a matrix.
+/// A: rows of a matrix, the terms [0, last) of the sum.
 template <class T>
-class MatrixRows : public AlongRow<T> {
+class MatrixRows : public AlongSum<T, T::rows> {
   using S = typename T::S;
 
  public:
-  using typename AlongRow<T>::Loaded;
+  using typename AlongSum<T, T::rows>::Loaded;
 
   __device__ MatrixRows(const MatrixView<S>& a, Index first_row, Index last)
-      : a_(a), first_row_(first_row), last_(last) {}
-  __device__ void begin(int stage) { begin_ = Index{stage} * T::stage + this->first(); }
+      : a_(a), first_row_(first_row), begin_(this->first()), last_(last) {}
+  __device__ void next_stage() { begin_ += T::stage; }
   __device__ Loaded load(int q) const {
-    const Index i = first_row_ + this->row(q);
+    const Index i = first_row_ + this->line(q);
     Loaded loaded;
 #pragma unroll
     for (int d = 0; d < 4 * T::Arithmetic::numbers; ++d) {
@@ -261,20 +268,20 @@ class MatrixRows : public AlongRow<T> {
 
  private:
   const MatrixView<S>& a_;
-  Index first_row_, last_, begin_ = 0;
+  Index first_row_, begin_, last_;
 };
 
 /// B: columns of a matrix, the terms [first, last) of the sum. `width` is 4 if they come in fours.
 template <class T, int width>
-class MatrixColumns : public ColumnsOfB<T> {
+class MatrixColumns : public AcrossSum<T, T::columns> {
   using S = typename T::S;
 
  public:
-  using typename ColumnsOfB<T>::Loaded;
+  using typename AcrossSum<T, T::columns>::Loaded;
 
   __device__ MatrixColumns(const MatrixView<S>& b, Index first_column, Index first, Index last)
-      : b_(b), first_column_(first_column + ColumnsOfB<T>::first()), first_(first), last_(last) {}
-  __device__ void begin(int stage) { begin_ = first_ + Index{stage} * T::stage; }
+      : b_(b), first_column_(first_column + this->first()), begin_(first), last_(last) {}
+  __device__ void next_stage() { begin_ += T::stage; }
   __device__ Loaded load(int q) const {
     Loaded loaded;
 #pragma unroll
@@ -293,7 +300,7 @@ class MatrixColumns : public ColumnsOfB<T> {
 
  private:
   const MatrixView<S>& b_;
-  Index first_column_, first_, last_, begin_ = 0;
+  Index first_column_, begin_, last_;
 };
 
 }  // namespace deq::cuda

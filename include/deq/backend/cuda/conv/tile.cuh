@@ -30,19 +30,20 @@ struct Tile {
   static constexpr int warps = threads / warp_threads;
   static constexpr int warps_down = rows / 32, warps_across = warps / warps_down;
   static constexpr int warp_columns = columns / warps_across;
-  static_assert(rows % 32 == 0 && warps % warps_down == 0 && warp_columns % 8 == 0);
+  static_assert(rows % 32 == 0 && warps % warps_down == 0 && warp_columns % 16 == 0);
   static constexpr int down = 2, across = warp_columns / 8;  ///< 16 x 8 products of a warp
 
-  // Lines are this long so that the threads of a warp meet in no bank of shared memory.
-  static constexpr int a_line = stage_words + 4, b_line = columns + 8, c_line = columns + 4;
-  static constexpr int a_size = rows * a_line, b_size = stage_words * b_line;
+  // In shared memory the rows of A and the columns of B are lines along the sum, so long that the
+  // threads of a warp meet in no bank.
+  static constexpr int line = stage_words + 4, sum_line = columns + 4;
+  static constexpr int a_size = rows * line, b_size = columns * line;
   static constexpr std::size_t stage_bytes = (a_size + b_size) * sizeof(Word);
-  static constexpr std::size_t sum_bytes = rows * c_line * sizeof(S);
+  static constexpr std::size_t sum_bytes = rows * sum_line * sizeof(S);
   static constexpr std::size_t shared_bytes =
       2 * stage_bytes > sum_bytes ? 2 * stage_bytes : sum_bytes;
 
   static constexpr int a_quads = rows * stage_words / 4 / threads;
-  static constexpr int b_quads = (stage_words * columns / 4 + threads - 1) / threads;
+  static constexpr int b_quads = (columns * stage_words / 4 + threads - 1) / threads;
 
   /// Where warp, lane and thread are in the tile of sums.
   struct Place {
@@ -59,17 +60,15 @@ struct Tile {
 
   S sum[down][across][4] = {};
 
-  /// sum = A B over `stages` stages. `a` and `b` have the next stage of the operands: for quad q of
-  /// this thread, load(q, stage) reads it and put(quad, q, memory) stores its four words.
+  /// sum = A B over `stages` stages. Of the operands' stage that is at hand, load(q) reads quad q
+  /// of this thread and put(quad, q, memory) stores its four words; next_stage() goes on.
   template <class SourceA, class SourceB>
   __device__ void multiply(SourceA& a, SourceB& b, int stages, Word* shared) {
     typename SourceA::Loaded next_a[a_quads];
     typename SourceB::Loaded next_b[b_quads];
-    const auto load = [&](int s) {
-      a.begin(s);
+    const auto load = [&] {
 #pragma unroll
       for (int q = 0; q < a_quads; ++q) next_a[q] = a.load(q);
-      b.begin(s);
 #pragma unroll
       for (int q = 0; q < b_quads; ++q) next_b[q] = b.load(q);
     };
@@ -81,12 +80,16 @@ struct Tile {
       for (int q = 0; q < b_quads; ++q) b.put(next_b[q], q, to + a_size);
     };
     if (stages > 0) {
-      load(0);
+      load();
       put(0);
     }
     for (int s = 0; s < stages; ++s) {
       __syncthreads();
-      if (s + 1 < stages) load(s + 1);
+      if (s + 1 < stages) {
+        a.next_stage();
+        b.next_stage();
+        load();
+      }
       const Word* const from = shared + (s % 2) * (a_size + b_size);
       add_stage(from, from + a_size);
       if (s + 1 < stages) put(s + 1);
@@ -105,7 +108,7 @@ struct Tile {
         for (int k = 0; k < 4; ++k) {
           const int row = at.row + 16 * i + at.group + 8 * (k / 2);
           const int column = at.column + 8 * j + 2 * at.in_group + k % 2;
-          shared[row * c_line + column] = sum[i][j][k];
+          shared[row * sum_line + column] = sum[i][j][k];
         }
     __syncthreads();
   }
@@ -113,39 +116,41 @@ struct Tile {
  private:
   __device__ void add_stage(const Word* a, const Word* b) {
     const Place at;
-    a += (at.row + at.group) * a_line;
-    b += at.column;
     if constexpr (A::tensor_cores) {
+      const int lane = static_cast<int>(threadIdx.x) % warp_threads;
+      // Which line of which square this thread names to load_squares.
+      const Word* const a_squares = a + (at.row + lane % 16) * line + lane / 16 * 4;
+      const Word* const b_squares =
+          b + (at.column + lane % 8 + lane / 16 * 8) * line + lane / 8 % 2 * 4;
 #pragma unroll
       for (int k = 0; k < stage_words; k += 8) {
-        Word of_a[down][4], of_b[across][2];
+        Word of_a[down][4], of_b[across / 2][4];
+#pragma unroll
+        for (int i = 0; i < down; ++i) load_squares(of_a[i], a_squares + 16 * i * line + k);
+#pragma unroll
+        for (int j = 0; j < across / 2; ++j) load_squares(of_b[j], b_squares + 16 * j * line + k);
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll
-          for (int r = 0; r < 4; ++r)
-            of_a[i][r] = a[(16 * i + 8 * (r % 2)) * a_line + k + at.in_group + 4 * (r / 2)];
-#pragma unroll
-        for (int j = 0; j < across; ++j)
-#pragma unroll
-          for (int r = 0; r < 2; ++r)
-            of_b[j][r] = b[(k + at.in_group + 4 * r) * b_line + 8 * j + at.group];
-#pragma unroll
-        for (int i = 0; i < down; ++i)
-#pragma unroll
-          for (int j = 0; j < across; ++j) A::multiply(sum[i][j], of_a[i], of_b[j]);
+          for (int j = 0; j < across; ++j) {
+            const Word* const column = of_b[j / 2] + j % 2 * 2;
+            A::multiply(sum[i][j], of_a[i], column[0], column[1]);
+          }
       }
     } else {
+      a += (at.row + at.group) * line;
+      b += (at.column + 2 * at.in_group) * line;
 #pragma unroll 4
       for (int k = 0; k < stage_words; ++k) {
         S of_a[down][2], of_b[across][2];
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll
-          for (int r = 0; r < 2; ++r) of_a[i][r] = a[(16 * i + 8 * r) * a_line + k];
+          for (int r = 0; r < 2; ++r) of_a[i][r] = a[(16 * i + 8 * r) * line + k];
 #pragma unroll
         for (int j = 0; j < across; ++j)
 #pragma unroll
-          for (int r = 0; r < 2; ++r) of_b[j][r] = b[k * b_line + 8 * j + 2 * at.in_group + r];
+          for (int r = 0; r < 2; ++r) of_b[j][r] = b[(8 * j + r) * line + k];
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll

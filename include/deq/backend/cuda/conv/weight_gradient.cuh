@@ -16,7 +16,7 @@ __device__ void write_product(Index rows, Index columns, Index first_row, Index 
   for (int i = static_cast<int>(threadIdx.x); i < T::rows * T::columns; i += threads) {
     const Index row = first_row + i / T::columns, column = first_column + i % T::columns;
     if (row >= rows || column >= columns) continue;
-    const auto sum = sums[i / T::columns * T::c_line + i % T::columns];
+    const auto sum = sums[i / T::columns * T::sum_line + i % T::columns];
     auto& to = c[row * line + column];
     to = accumulate ? to + sum : sum;
   }
@@ -47,7 +47,7 @@ template <class A, class S>
 void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate) {
   const ImageMap map(g, false);
   const Index depth = map.depth(), columns = g.out_channels, taps = g.kernel_size();
-  const Index channels = g.in_channels, terms = g.samples * map.out_pixels();
+  const Index channels = g.in_channels, terms = g.samples * map.pixels();
   const TilePlan plan(depth, columns, 0);
   constexpr Index least = 512;  // terms: fewer are not worth a part of their own
   const SumPlan sum(terms, plan.row_tiles * plan.column_tiles, processors(), least);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Work that is recorded once gives, at every launch, what it gives when it is done at once.
-#include <cmath>
+#include <algorithm>
+#include <functional>
+#include <span>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -144,9 +146,62 @@ TEST_CASE("What a graph uses is nobody else's, until the graph is gone") {
                     [&](const Tensor<B>& t) { return t.data() == place; }));
 }
 
+TEST_CASE("What a graph has named may be used for larger things, and is still the graph's") {
+  constexpr Index n = 3, dim = 8, many = 40;
+  auto layer = tanh_layer(Broyden<StepsOnly>{.stopping = {.max_iterations = 12}}, Gdeq{});
+  const Tensor<B> z0({n, dim}, 0.f), x = random({n, dim}, 1, 1), w = random({dim, dim}, 2, 0.4),
+                                     h = random({n, dim}, 3, 1);
+  auto solution = layer.solve(z0, inputs(x), params(w));
+  auto gradients = layer.gradient(solution, h);
+  const auto expected = host(solution.z), expected_gradient = host(gradients.params[0]);
+  const auto expected_steps = solution.report.max_iterations();
+  cuda::Graph graph([&] {
+    layer.solve(z0, inputs(x), params(w), solution);
+    layer.gradient(solution, h, gradients);
+  });
+  // The workspaces grow: what they had before is not to be given to anybody.
+  const Tensor<B> more = random({many, dim}, 4, 1);
+  auto other = layer.solve(Tensor<B>({many, dim}, 0.f), inputs(more), params(w));
+  const auto other_gradients = layer.gradient(other, more);
+  std::vector<Tensor<B>> bystanders;
+  for (Index size = 1; size < 5000; size += size / 3 + 1) bystanders.emplace_back(Shape{size}, 7.f);
+  graph.launch();
+  graph.finish();
+  CHECK(host(solution.z) == expected);
+  CHECK(host(gradients.params[0]) == expected_gradient);
+  CHECK(solution.report.samples.size() == n);
+  CHECK(solution.report.max_iterations() == expected_steps);
+  bool untouched = true;
+  for (const Tensor<B>& t : bystanders)
+    for (const double v : host(t)) untouched = untouched && v == 7;
+  CHECK(untouched);
+}
+
+TEST_CASE("Reports are delivered once a launch") {
+  const Tensor<B> x({5}, 2.f), y({5});
+  int delivered = 0;
+  float last = 0;
+  cuda::Graph graph([&] {
+    elementwise(B{}, 5, std::multiplies<float>{}, y.data(), x.data(), x.data());
+    B::when_done([&] { ++delivered; });
+    B::when_downloaded(y.data() + 4, 1, [&](std::span<const float> v) { last = v[0]; });
+  });
+  CHECK(delivered == 0);
+  graph.finish();
+  CHECK(delivered == 0);
+  graph.launch();
+  graph.launch();
+  CHECK(delivered == 1);
+  graph.finish();
+  graph.finish();
+  CHECK(delivered == 2);
+  CHECK(last == 4);
+}
+
 TEST_CASE("What cannot be recorded says so, and leaves the stream as it was") {
   const Tensor<B> x({4}, 1.f);
   CHECK_THROWS_AS(cuda::Graph([&] { Tensor<B>({2}, {1.f, 2.f}); }), DeviceError);
+  CHECK_THROWS_AS(cuda::Graph([&] { x.to_host(); }), DeviceError);
   CHECK_THROWS_AS(cuda::Graph([&] { cuda::Graph inner([] {}); }), DeviceError);
   CHECK_THROWS_AS(cuda::Graph([&] { x + Tensor<B>({3}, 1.f); }), ShapeError);
   CHECK(host(square(x)) == std::vector<double>(4, 1));

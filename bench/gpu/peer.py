@@ -364,35 +364,56 @@ def main():
     bench = Bench(o)
     choose_products(bench)
 
-    # What matters most comes first: time may be over at any point.
-    if "model" in parts:
+    there = [s for s in sizes if (pathlib.Path(o.data) / f"{s}.safetensors").exists()]
+    for size in sizes:
+        if size not in there and parts != ["convolutions"]:
+            print(f"peer: no {size}.safetensors in {o.data}", file=sys.stderr)
+
+    def steps(sizes):
         for size in sizes:
-            if not (pathlib.Path(o.data) / f"{size}.safetensors").exists():
-                print(f"peer: no {size}.safetensors in {o.data}", file=sys.stderr)
-                continue
             for p in precisions:
                 for how in ("step_eager", "step_graph"):
                     bench.attempt(f"{p}/{size}/{how}", lambda: bench.step(size, p, how))
+
+    def compiled(sizes):
+        for size in sizes:
+            for p in precisions:
+                bench.attempt(f"{p}/{size}/step_compiled",
+                              lambda: bench.step(size, p, "step_compiled"), needs=60)
+
+    def pieces(sizes):
+        for size in sizes:
             for p in precisions:
                 bench.attempt(f"{p}/{size}/f_eager", lambda: bench.alone(size, p, False))
                 bench.attempt(f"{p}/{size}/f", lambda: bench.alone(size, p, True))
-                for batch in (1, o.batch):
+                for batch in sorted({1, o.batch}):
                     for kind, recorded in (("_eager", False), ("", True)):
                         bench.attempt(f"{p}/{size}/inference_{batch}{kind}",
                                       lambda: bench.inference(size, p, batch, recorded))
-    if "convolutions" in parts:
+
+    def all_convolutions(sizes, kernel):
         for size in sizes:
             for p in precisions:
                 for name, v in convolutions(size).items():
                     for what in ("forward", "forward_with_statistics", "input_gradient",
                                  "weight_gradient"):
-                        bench.attempt(f"{p}/{size}/conv/{name}/{what}",
-                                      lambda: bench.convolution(p, v, what), needs=3)
-    if "compiled" in parts:
-        for size in sizes:
-            for p in precisions:
-                bench.attempt(f"{p}/{size}/step_compiled",
-                              lambda: bench.step(size, p, "step_compiled"), needs=60)
+                        if v["kernel"] == kernel:
+                            bench.attempt(f"{p}/{size}/conv/{name}/{what}",
+                                          lambda: bench.convolution(p, v, what), needs=3)
+
+    # What matters most comes first: time may be over at any point.
+    for some in (["large"], ["tiny"]):
+        chosen, with_data = ([s for s in some if s in known] for known in (sizes, there))
+        if "model" in parts:
+            steps(with_data)
+        if "convolutions" in parts:
+            all_convolutions(chosen, 3)
+        if "compiled" in parts:
+            compiled(with_data)
+        if "model" in parts:
+            pieces(with_data)
+        if "convolutions" in parts:
+            all_convolutions(chosen, 1)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,12 @@ class Trainer {
       first.push_back(other.adam_.first_moment(static_cast<deq::Index>(i)));
       second.push_back(other.adam_.second_moment(static_cast<deq::Index>(i)));
     }
-    model_.batch_norms() = other.model_.batch_norms();
+    for (std::size_t i = 0; i < model_.batch_norms().size(); ++i) {
+      const deq::BatchNormState<B>& from = other.model_.batch_norms()[i];
+      model_.batch_norms()[i].running_mean = from.running_mean.clone();
+      model_.batch_norms()[i].running_var = from.running_var.clone();
+      model_.batch_norms()[i].batches = from.batches;
+    }
     adam_.restore(other.steps(), first, second);
   }
 

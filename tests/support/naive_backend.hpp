@@ -173,6 +173,11 @@ struct NaiveBackend {
   static void when_done(Work&& work) {
     work();
   }
+  template <class T, class Work>
+  static void when_downloaded(const T* from, Index n, Work&& work) {
+    work(std::span<const T>(from, static_cast<std::size_t>(n)));
+  }
+  static constexpr bool recording() { return false; }
 
   /// Gaussian elimination with row pivoting.
   static void solve_dense(Index n, S* matrix, S* rhs) {

@@ -7,6 +7,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <span>
 
 #include <deq/core/types.hpp>
 
@@ -19,6 +20,9 @@ struct AnySampleFunction {
 };
 struct AnyBlockFunction {
   void operator()(Index, Index) const {}
+};
+struct AnyReader {
+  void operator()(std::span<const Index>) const {}
 };
 struct AnyWork {
   void operator()() const {}
@@ -98,15 +102,17 @@ struct Replay {
 /// How work is given to a backend. The host need not know how far it is: what is `empty` on the
 /// device may not be known to be, and work may be recorded for later (backend/cuda/graph.cuh). So
 /// loops are repeat(), or have a bound beside empty(); the work of one repetition does not depend
-/// on which one it is, `a` changes by being filtered in place; and what was downloaded is read in
-/// when_done(). `whole_batches` says that kernels want all samples at once, no blocks of them;
-/// while a Rows of a set lives, operations may leave out the rows of a batch that are holes in the
-/// set.
+/// on which one it is, `a` changes by being filtered in place; and what the host is told it reads
+/// in when_downloaded(). `whole_batches` says that kernels want all samples at once, no blocks of
+/// them; while a Rows of a set lives, operations may leave out the rows of a batch that are holes
+/// in the set.
 template <class B>
-concept BackendWork = requires(Samples a) {
-  { B::empty(a) } -> std::same_as<bool>;  // nobody is in the set; may wait for a device
-  B::repeat(a, detail::AnyWork{});        // fn() until nobody is in `a`
-  B::when_done(detail::AnyWork{});        // fn(), once all downloads so far have arrived
+concept BackendWork = requires(Samples a, const Index* ids, Index i) {
+  { B::empty(a) } -> std::same_as<bool>;            // nobody is in the set; may wait for a device
+  B::repeat(a, detail::AnyWork{});                  // fn() until nobody is in `a`
+  B::when_done(detail::AnyWork{});                  // fn(), once the work so far is done
+  B::when_downloaded(ids, i, detail::AnyReader{});  // fn(numbers on the host), likewise
+  { B::recording() } -> std::same_as<bool>;         // work is recorded now, not done
   { B::whole_batches } -> std::convertible_to<bool>;
   typename B::Rows;
   typename B::Replay;  // see deq::Replay

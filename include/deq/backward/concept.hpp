@@ -50,6 +50,17 @@ struct AdjointReport {
   }
 };
 
+namespace detail {
+/// Starts a report once the work so far is done: with so many samples, and products of each.
+template <Backend B>
+void start_report(AdjointReport& report, Index count, int vjps) {
+  B::when_done([&report, count, vjps] {
+    report.reset(count);
+    report.count_vjps(vjps);
+  });
+}
+}  // namespace detail
+
 /// A backward policy: a copyable struct of hyperparameters with
 ///
 ///     static constexpr bool needs_inverse     the forward solve must leave its inverse behind

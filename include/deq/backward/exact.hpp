@@ -40,8 +40,7 @@ struct Exact {
     B::copy(everybody, h, w);
     for (Index s = 0; s < count; ++s)
       B::solve_dense(dim, ws.matrix.data() + s * dim * dim, w.col(s));
-    ws.report.reset(count);
-    ws.report.count_vjps(static_cast<int>(dim));
+    detail::start_report<B>(ws.report, count, static_cast<int>(dim));
   }
 };
 

@@ -40,7 +40,6 @@ struct Gdeq {
     AdjointReport report;
     Array<B> rho, p, product, scratch, w_squared, h_squared, step;
     Array<B, Index> fallback;
-    std::vector<Index> host_fallback;
   };
 
   template <class B, Linearization<B> Jacobian, InverseJacobian<B> Inverse>
@@ -49,7 +48,7 @@ struct Gdeq {
                Workspace<B>& ws) const {
     using S = typename B::Scalar;
     require(refinements >= 0, "Gdeq: refinements must be >= 0, got ", refinements);
-    ws.report.reset(h.count);
+    detail::start_report<B>(ws.report, h.count, 0);
     inverse->apply_transpose(everybody, h, w, ws.scratch);
     B::axpby(everybody, S(-2), BatchView<const S>(w), S(1), w);  // w <- -w
     guard(everybody, h, w, ws);
@@ -82,13 +81,9 @@ struct Gdeq {
         },
         ws.fallback.data());
     B::copy(fallback, h, w);
-    ws.host_fallback.resize(static_cast<std::size_t>(fallback.count));
-    B::download_bytes(ws.host_fallback.data(), fallback.id,
-                      ws.host_fallback.size() * sizeof(Index));
-    B::when_done([&ws] {
-      for (AdjointSample& sample : ws.report.samples) sample.fell_back = false;
-      for (const Index s : ws.host_fallback)
-        if (s >= 0) ws.report.samples[static_cast<std::size_t>(s)].fell_back = true;
+    B::when_downloaded(fallback.id, fallback.count, [&report = ws.report](auto ids) {
+      for (const Index s : ids)
+        if (s >= 0) report.samples[static_cast<std::size_t>(s)].fell_back = true;
     });
   }
 
@@ -104,7 +99,7 @@ struct Gdeq {
     jacobian.vjp(everybody, w, rho);
     B::axpby(everybody, S(-1), BatchView<const S>(w), S(1), rho);
     B::axpby(everybody, S(1), h, S(1), rho);
-    ws.report.count_vjps(1);
+    B::when_done([&report = ws.report] { report.count_vjps(1); });
     return rho;
   }
 
@@ -157,7 +152,7 @@ struct Gdeq {
       inverse.apply_transpose(everybody, rho, p, ws.scratch);
       jacobian.vjp(everybody, p, q);
       B::axpby(everybody, S(1), BatchView<const S>(p), S(-1), q);
-      ws.report.count_vjps(1);
+      B::when_done([&report = ws.report] { report.count_vjps(1); });
       B::dot(everybody, rho, q, ws.w_squared.data());
       B::dot(everybody, q, q, ws.h_squared.data());
       minimising_step<B>(everybody, ws.w_squared.data(), ws.h_squared.data(), step, minus);

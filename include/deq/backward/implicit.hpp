@@ -31,7 +31,7 @@ struct Implicit {
     AdjointMap<B, Jacobian> map(jacobian, h, everybody, ws.packed);
     B::fill(w.data, w.size(), 0);
     solver.template solve<KeepInverse::no>(map, w, ws.solve, NoObserver{});
-    ws.report.reset(h.count);
+    detail::start_report<B>(ws.report, h.count, 0);
     B::when_done([&ws] {
       for (std::size_t s = 0; s < ws.report.samples.size(); ++s) {
         ws.report.samples[s].vjps = ws.solve.report.samples[s].evaluations;

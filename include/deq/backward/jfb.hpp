@@ -19,7 +19,7 @@ struct Jfb {
   template <class B, Linearization<B> Jacobian, class Inverse>
   void adjoint(Samples everybody, Jacobian&, const Inverse*, BatchView<const typename B::Scalar> h,
                BatchView<typename B::Scalar> w, Workspace<B>& ws) const {
-    ws.report.reset(h.count);
+    detail::start_report<B>(ws.report, h.count, 0);
     B::copy(everybody, h, w);
   }
 };

@@ -33,8 +33,7 @@ struct Npg {
     require(k >= 1, "Npg: k must be >= 1, got ", k);
     require(lambda > 0 && lambda <= 1, "Npg: lambda must be in (0, 1], got ", lambda);
     const BatchView<S> product = ws.product.batch(h.dim, h.count);
-    ws.report.reset(h.count);
-    ws.report.count_vjps(k - 1);
+    detail::start_report<B>(ws.report, h.count, k - 1);
     const S damping = static_cast<S>(lambda);
     // Horner: w <- M^T w + h, k - 1 times, then w <- lambda w
     B::copy(everybody, h, w);

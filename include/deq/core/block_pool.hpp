@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <bit>
@@ -41,37 +42,51 @@ class BlockPool {
     shelf.free[size_class(bytes)].push_back(block);
   }
 
-  /// Takes every unused block of another pool.
-  void take_unused(BlockPool& other) {
+  /// Takes the unused blocks of another pool for which `wanted` holds.
+  template <class Wanted>
+  void take_unused(BlockPool& other, Wanted wanted) {
     for (std::size_t i = 0; i < shelves_.size(); ++i) {
       const std::scoped_lock lock(shelves_[i].mutex, other.shelves_[i].mutex);
       for (std::size_t c = 0; c < classes; ++c) {
         std::vector<void*>&from = other.shelves_[i].free[c], &to = shelves_[i].free[c];
-        to.insert(to.end(), from.begin(), from.end());
-        bytes_.fetch_add(from.size() * class_bytes(c), std::memory_order_relaxed);
-        other.bytes_.fetch_sub(from.size() * class_bytes(c), std::memory_order_relaxed);
-        from.clear();
+        const auto taken = std::stable_partition(from.begin(), from.end(),
+                                                 [&](void* block) { return !wanted(block); });
+        to.insert(to.end(), taken, from.end());
+        from.erase(taken, from.end());
       }
+    }
+  }
+
+  /// visit(block) for the unused blocks.
+  template <class Visit>
+  void for_each_unused(Visit visit) {
+    for (Shelf& shelf : shelves_) {
+      const std::lock_guard lock(shelf.mutex);
+      for (const std::vector<void*>& list : shelf.free)
+        for (void* block : list) visit(block);
     }
   }
 
   /// Returns every unused block to the system.
   void trim() {
-    for (Shelf& shelf : shelves_) {
-      const std::lock_guard lock(shelf.mutex);
+    for (Shelf& shelf : shelves_)
       for (std::size_t c = 0; c < classes; ++c) {
-        for (void* block : shelf.free[c]) {
+        std::vector<void*> blocks;
+        {
+          const std::lock_guard lock(shelf.mutex);
+          blocks.swap(shelf.free[c]);
+        }
+        for (void* block : blocks) {
           System::deallocate(block);
           bytes_.fetch_sub(class_bytes(c), std::memory_order_relaxed);
         }
-        shelf.free[c].clear();
       }
-    }
   }
 
-  /// How often the system was asked for memory so far; constant in a steady state.
+  /// How often the system was asked for memory so far, by all pools of its kind; constant in a
+  /// steady state.
   std::uint64_t system_requests() const { return system_requests_.load(); }
-  /// Bytes held from the system, in use or not.
+  /// Bytes that all pools of this kind hold from the system, in use or not.
   std::size_t bytes() const { return bytes_.load(); }
 
  private:
@@ -108,8 +123,8 @@ class BlockPool {
   }
 
   std::array<Shelf, 8> shelves_;
-  std::atomic<std::uint64_t> system_requests_{0};
-  std::atomic<std::size_t> bytes_{0};
+  static inline std::atomic<std::uint64_t> system_requests_{0};
+  static inline std::atomic<std::size_t> bytes_{0};
 };
 
 }  // namespace deq

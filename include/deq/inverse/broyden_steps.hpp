@@ -148,7 +148,8 @@ class BroydenSteps {
 
   /// The recurrence of H x for n steps: on entry r = S^T x, on return r = S^T (x - S c).
   struct Forward {
-    DEQ_HOST_DEVICE void operator()(const S* G, Index ld, Index n, S* r, S* c) const {
+    DEQ_HOST_DEVICE void operator()(const S* __restrict__ G, Index ld, Index n, S* __restrict__ r,
+                                    S* __restrict__ c) const {
       c[0] = 0;
       for (Index t = 0; t + 1 < n; ++t) {
         const S next = c[t + 1] = -r[t] / G[t * (ld + 1)];
@@ -158,7 +159,8 @@ class BroydenSteps {
   };
   /// The same of H^T x, with the sign of c turned: H^T x = -x + S c.
   struct Transposed {
-    DEQ_HOST_DEVICE void operator()(const S* G, Index ld, Index n, S* r, S* c) const {
+    DEQ_HOST_DEVICE void operator()(const S* __restrict__ G, Index ld, Index n, S* __restrict__ r,
+                                    S* __restrict__ c) const {
       c[n - 1] = 0;
       for (Index t = n - 2; t >= 0; --t) {
         const S next = c[t] = -r[t + 1] / G[t * (ld + 1)];

@@ -33,6 +33,11 @@ class Multisecant {
     rank_.resize(count);
   }
 
+  void reset(Samples a) {
+    Index* rank = rank_.data();
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { rank[s] = 0; });
+  }
+
   Index dim() const { return dim_; }
   Index memory() const { return memory_; }
   /// Secants present for one sample; crosses to the host.

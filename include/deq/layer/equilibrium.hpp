@@ -103,7 +103,7 @@ struct Schedule {
   /// size.
   Index block = 0;
 
-  /// For backends that want blocks.
+  /// For backends that take a batch in blocks.
   Index block_size(Index dim, Index parameters, Index count, Scope scope) const {
     require(block >= 0, "Schedule: block must be >= 0, got ", block);
     if (scope == Scope::batch) return count;
@@ -327,7 +327,6 @@ class Equilibrium {
     CertificateWorkspace<B> certificate;
     SolveReport unrolled_report;
     Array<B> residual, norms;
-    std::vector<typename B::Scalar> host_norms;
     Everybody<B> everybody;
     std::vector<Tensor<B>> x_rows, x_grad, theta_grad;
 
@@ -360,10 +359,9 @@ class Equilibrium {
     solution.report.absolute_trace.resize(traces);
     Index parameters = 0;
     for (const Tensor<B>& p : theta.list) parameters += p.size();
-    const Index size =
-        B::whole_batches && schedule.block == 0
-            ? count
-            : schedule.block_size(solution.state_.size(), parameters, count, solver.stopping.scope);
+    const Index size = B::whole_batches ? count
+                                        : schedule.block_size(solution.state_.size(), parameters,
+                                                              count, solver.stopping.scope);
     solution.block_size_ = size;
     solution.blocks_.resize(static_cast<std::size_t>(size > 0 ? (count + size - 1) / size : 0));
     for (std::size_t b = 0; b < solution.blocks_.size(); ++b) {
@@ -413,21 +411,18 @@ class Equilibrium {
         B::residual(everybody, next, z, z, ws.norms.data(), ws.norms.data() + z.count);
       B::copy(everybody, next, z);
     }
-    const auto count = static_cast<std::size_t>(z.count);
-    ws.host_norms.resize(2 * count);
-    B::download_bytes(ws.host_norms.data(), ws.norms.data(), 2 * count * sizeof(S));
-    ws.unrolled_report.samples.assign(count, {});
-    B::when_done([&ws, n = policy.n] {
-      PoolVector<SampleReport>& samples = ws.unrolled_report.samples;
-      for (std::size_t s = 0; s < samples.size(); ++s) {
-        SampleReport& r = samples[s];
-        r.status = SolveStatus::budget_exhausted;
-        r.iterations = r.best_iteration = r.evaluations = n;
-        r.absolute = std::sqrt(static_cast<double>(ws.host_norms[s]));
-        r.relative =
-            r.absolute / (std::sqrt(static_cast<double>(ws.host_norms[s + samples.size()])) + 1e-9);
-      }
-    });
+    B::when_downloaded(
+        ws.norms.data(), 2 * z.count, [&report = ws.unrolled_report, n = policy.n](auto norms) {
+          report.samples.assign(norms.size() / 2, {});
+          for (std::size_t s = 0; s < report.samples.size(); ++s) {
+            SampleReport& r = report.samples[s];
+            r.status = SolveStatus::budget_exhausted;
+            r.iterations = r.best_iteration = r.evaluations = n;
+            r.absolute = std::sqrt(static_cast<double>(norms[s]));
+            r.relative = r.absolute /
+                         (std::sqrt(static_cast<double>(norms[s + report.samples.size()])) + 1e-9);
+          }
+        });
   }
 
   /// Records f where the gradient is taken and returns the cotangent w that belongs there.

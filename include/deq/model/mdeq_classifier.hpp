@@ -123,19 +123,19 @@ class MdeqClassifier {
 
   /// Loss, accuracy and the solver's report.
   void judge(const Tensor<B>& logits, const Tensor<B>& loss, const Labels<B>& labels) {
-    host_logits_.resize(static_cast<std::size_t>(logits.size()));
-    B::download_bytes(host_logits_.data(), logits.data(), host_logits_.size() * sizeof(S));
-    B::download_bytes(&host_loss_, loss.data(), sizeof host_loss_);
-    B::when_done([this, labels, classes = logits.extent(1)] {
+    B::when_downloaded(loss.data(), 1, [this](std::span<const S> value) {
       report_ = {};
-      report_.loss = static_cast<double>(host_loss_);
-      auto row = host_logits_.begin();
-      for (const Index label : labels.host()) {
-        report_.correct += std::max_element(row, row + classes) - row == label;
-        row += classes;
-      }
-      report_.solve = solution_.report;
+      report_.loss = static_cast<double>(value[0]);
     });
+    B::when_downloaded(logits.data(), logits.size(),
+                       [this, labels, classes = logits.extent(1)](std::span<const S> all) {
+                         auto row = all.begin();
+                         for (const Index label : labels.host()) {
+                           report_.correct += std::max_element(row, row + classes) - row == label;
+                           row += classes;
+                         }
+                         report_.solve = solution_.report;
+                       });
   }
 
   Mdeq<B>& model_;
@@ -145,8 +145,6 @@ class MdeqClassifier {
   PoolVector<Var<B>> all_;
   Tensor<B> logits_;
   Labels<B> labels_;
-  PoolVector<S> host_logits_;
-  S host_loss_ = 0;
   PassReport report_;
 };
 

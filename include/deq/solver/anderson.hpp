@@ -62,8 +62,7 @@ struct Anderson {
     ws.gamma.resize(z.count * memory);
     ws.learning.resize(z.count);
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
-    Index* rank = h.ranks();
-    B::for_each(active, [=] DEQ_HOST_DEVICE(Index s) { rank[s] = 0; });
+    h.reset(active);
     const auto judge = [&] {
       ws.monitor.judge(active, 1, ws.evaluate(f, active, z), z, g, observer);
     };

@@ -3,9 +3,11 @@
 // All solvers share it.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <concepts>
 #include <limits>
+#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -216,6 +218,8 @@ class Monitor {
     put_best_aside(a, z, improved_.data() + first);
     if constexpr (!std::same_as<std::remove_cvref_t<Observer>, NoObserver> &&
                   SolveObserver<Observer>) {
+      static_assert(!B::whole_batches,
+                    "deq: an observer reads host memory: it works with the CPU backend only");
       const Progress* progress = progress_.data();
       const int k = a.empty() ? 0 : progress[a[0]].report.iterations;
       if (observer(Observation{k, a, progress})) stop(a);
@@ -258,22 +262,19 @@ class Monitor {
   /// Writes the best iterates to z, and the report.
   void finish(BatchView<S> z, SolveReport& report) {
     B::copy(everybody(), BatchView<const S>{best_.data(), z.dim, count_}, z);
-    const auto count = static_cast<std::size_t>(count_);
-    host_progress_.resize(count);
-    B::download_bytes(host_progress_.data(), progress_.data(), count * sizeof(Progress));
-    const auto download = [&](const Array<B, double>& history, std::vector<double>& host) {
-      host.resize(rule_.trace ? static_cast<std::size_t>(count_ * history_length_) : 0);
-      B::download_bytes(host.data(), history.data(), host.size() * sizeof(double));
-    };
-    download(relative_history_, host_relative_);
-    download(absolute_history_, host_absolute_);
-    B::when_done([this, &report] {
-      report.samples.resize(host_progress_.size());
-      for (std::size_t s = 0; s < host_progress_.size(); ++s)
-        report.samples[s] = host_progress_[s].report;
-      cut_trace(host_relative_, report.relative_trace);
-      cut_trace(host_absolute_, report.absolute_trace);
+    const bool trace = rule_.trace;
+    B::when_downloaded(progress_.data(), count_, [&report, trace](std::span<const Progress> now) {
+      report.samples.resize(now.size());
+      for (std::size_t s = 0; s < now.size(); ++s) report.samples[s] = now[s].report;
+      for (auto* list : {&report.relative_trace, &report.absolute_trace}) {
+        list->resize(trace ? now.size() : 0);
+        for (std::size_t s = 0; s < list->size(); ++s)
+          (*list)[s].resize(static_cast<std::size_t>(now[s].judgements));
+      }
     });
+    if (!trace) return;
+    fill_trace(relative_history_, report.relative_trace);
+    fill_trace(absolute_history_, report.absolute_trace);
   }
 
  private:
@@ -328,14 +329,16 @@ class Monitor {
   }
 
  private:
-  void cut_trace(const std::vector<double>& history,
-                 std::vector<std::vector<double>>& trace) const {
-    trace.clear();
-    if (!rule_.trace) return;
-    for (std::size_t s = 0; s < host_progress_.size(); ++s) {
-      const auto first = history.begin() + static_cast<Index>(s) * history_length_;
-      trace.emplace_back(first, first + host_progress_[s].judgements);
-    }
+  /// Each sample's entries, whose number is known when they arrive.
+  void fill_trace(const Array<B, double>& history, std::vector<std::vector<double>>& trace) const {
+    B::when_downloaded(history.data(), count_ * history_length_,
+                       [&trace, length = history_length_](std::span<const double> all) {
+                         auto first = all.begin();
+                         for (std::vector<double>& of_sample : trace) {
+                           std::copy_n(first, of_sample.size(), of_sample.begin());
+                           first += length;
+                         }
+                       });
   }
 
   Stopping rule_;
@@ -346,8 +349,6 @@ class Monitor {
   Array<B, double> relative_history_, absolute_history_;
   Everybody<B> everybody_;
   Array<B, Index> active_, improved_;
-  std::vector<Progress> host_progress_;
-  std::vector<double> host_relative_, host_absolute_;
 };
 
 /// Evaluates a map for the active samples of a whole batch: F is compact, and so is what f is

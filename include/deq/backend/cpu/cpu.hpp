@@ -198,6 +198,11 @@ struct Cpu {
   static void when_done(Work&& work) {
     work();
   }
+  template <class T, class Work>
+  static void when_downloaded(const T* from, Index n, Work&& work) {
+    work(std::span<const T>(from, static_cast<std::size_t>(n)));
+  }
+  static constexpr bool recording() { return false; }
 
   static void solve_dense(Index n, S* matrix, S* rhs) {
     using Matrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic>;

@@ -62,12 +62,41 @@ void project(Samples a, BasisView<const S> h, const Index* rank, Load load, S* o
   });
 }
 
-/// y + sum_v c_v h_s,v, number i.
-template <class S>
-__device__ S combination(BasisView<const S> h, Index s, Index rank, const S* c, Index i, S y) {
-  const S* number = h.vec(s, 0) + i;
-  for (Index v = 0; v < rank; ++v) y += c[v] * number[v * h.dim];
-  return y;
+template <class S, class Load, class Put>
+__global__ void __launch_bounds__(threads)
+    combine_kernel(Samples a, BasisView<const S> h, const Index* rank, const S* coefficient,
+                   Load load, Put put, S* part) {
+  const Index j = blockIdx.x, s = a[j];
+  if (s < 0) return;
+  const S* c = coefficient + s * h.capacity;
+  const Index n = rank[s];
+  S y[numbers_a_thread] = {};
+  for_each_in_chunk(h.dim, [&](Index i, int k) { y[k] = load(s, i); });
+  for (Index v = 0; v < n; ++v) {
+    const S* vector = h.vec(s, v);
+    const S cv = c[v];
+    for_each_in_chunk(h.dim, [&](Index i, int k) { y[k] += cv * vector[i]; });
+  }
+  S squared[1] = {};
+  for_each_in_chunk(h.dim, [&](Index i, int k) {
+    put(s, i, y[k]);
+    squared[0] += y[k] * y[k];
+  });
+  if (!part) return;
+  block_sum(squared);
+  if (threadIdx.x == 0) *part_of_block(part, 1) = squared[0];
+}
+/// put(sample, i, y_i) for y_s = x_s + sum_v c_s,v h_s,v, v < rank_s, x_s's number i being
+/// load(sample, i); out_s = ||y_s||^2 unless `squared` is null.
+template <class S, class Load, class Put>
+void combine(Samples a, BasisView<const S> h, const Index* rank, const S* coefficient, Load load,
+             Put put, S* squared) {
+  const Scratch<S> part(squared ? a.count * divide_up(h.dim, chunk) : 0);
+  launch(chunks_of(a, h.dim), combine_kernel<S, Load, Put>, a, h, rank, coefficient, load, put,
+         part.data());
+  if (squared)
+    add_chunks<S>(a, h.dim, 1, part.data(),
+                  [=] __device__(Index s, Index, S sum) { squared[s] = sum; });
 }
 
 }  // namespace deq::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include <deq/backend/concept.hpp>
@@ -97,13 +98,16 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
     transfer(to, from, bytes, cudaMemcpyDeviceToDevice, "copy on the device");
   }
   static void upload_bytes(void* to, const void* from, std::size_t bytes) {
-    require<DeviceError>(bytes == 0 || !cuda::Graph::recording(),
+    require<DeviceError>(bytes == 0 || !recording(),
                          "CUDA: recorded work uploads; do that before the graph is launched");
     transfer(to, from, bytes, cudaMemcpyHostToDevice, "copy to the device");
+    if (bytes) cuda::synchronize();  // `from` may go now
   }
   static void download_bytes(void* to, const void* from, std::size_t bytes) {
+    require<DeviceError>(bytes == 0 || !recording(),
+                         "CUDA: recorded work downloads; read that in when_downloaded()");
     transfer(to, from, bytes, cudaMemcpyDeviceToHost, "copy to the host");
-    if (bytes && !cuda::Graph::recording()) cuda::synchronize();
+    if (bytes) cuda::synchronize();
   }
 
   static void fill(S* x, Index n, S value) {
@@ -170,23 +174,22 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   }
   static void combine(Samples a, ConstBasis h, const Index* rank, const S* coefficient, S alpha,
                       ConstView x, View y) {
-    cuda::for_each_number(a, h.dim, [=] __device__(Index s, Index, Index i) {
-      y.col(s)[i] =
-          cuda::combination(h, s, rank[s], coefficient + s * h.capacity, i, alpha * x.col(s)[i]);
-    });
+    cuda::combine(
+        a, h, rank, coefficient, [=] __device__(Index s, Index i) { return alpha * x.col(s)[i]; },
+        [=] __device__(Index s, Index i, S sum) { y.col(s)[i] = sum; }, static_cast<S*>(nullptr));
   }
   static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
                      ConstView x, const Index* slot, View z, S* squared) {
-    cuda::sample_sums<1, S>(
-        a, h.dim,
-        [=] __device__(Index s, Index, Index i, S(&sum)[1]) {
-          const S y = cuda::combination(ConstBasis(h), s, rank[s], coefficient + s * h.capacity, i,
-                                        alpha[s] == S(0) ? S(0) : alpha[s] * x.col(s)[i]);
+    cuda::combine(
+        a, ConstBasis(h), rank, coefficient,
+        [=] __device__(Index s, Index i) {
+          return alpha[s] == S(0) ? S(0) : alpha[s] * x.col(s)[i];
+        },
+        [=] __device__(Index s, Index i, S y) {
           if (z.data) z.col(s)[i] += y;
           if (slot[s] >= 0) h.vec(s, slot[s])[i] = y;
-          sum[0] += y * y;
         },
-        [=] __device__(Index s, Index, S sum) { squared[s] = sum; });
+        squared);
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
     cuda::for_each_number(a, h.dim, [=] __device__(Index s, Index, Index i) {
@@ -240,8 +243,17 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
     else
       work();
   }
+  template <class T, class Work>
+  static void when_downloaded(const T* from, Index n, Work&& work) {
+    if (cuda::Graph* const graph = cuda::Graph::recording())
+      return graph->when_downloaded(from, n, std::forward<Work>(work));
+    PoolVector<T> host(static_cast<std::size_t>(n));
+    download_bytes(host.data(), from, host.size() * sizeof(T));
+    work(std::span<const T>(host));
+  }
+  static bool recording() { return cuda::Graph::recording() != nullptr; }
   static bool empty(Samples a) {
-    if (cuda::Graph::recording()) return a.empty();  // the device will know
+    if (recording()) return a.empty();  // the device will know
     PoolVector<Index> ids(static_cast<std::size_t>(a.count));
     download_bytes(ids.data(), a.id, ids.size() * sizeof(Index));
     return std::all_of(ids.begin(), ids.end(), [](Index s) { return s < 0; });

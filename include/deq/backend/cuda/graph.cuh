@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include <deq/backend/cuda/launch.cuh>
@@ -21,10 +24,11 @@ namespace deq::cuda {
 ///     }
 ///     graph.finish();                                            // now solution.report is filled
 ///
-/// The work is called once, and with the same pointers ever after: what it names, on the host too,
-/// has to stay where it is, and numbers that the host computes are those of the recording. It may
-/// not upload (DeviceError). The graph keeps memory of its own. Recording throws what the work
-/// throws, and DeviceError.
+/// The work is called once, and launched with the same pointers ever after: objects that it fills
+/// (a solution, gradients) have to stay where they are, and are not to be used for anything else as
+/// long as the graph is; so are the layers. Numbers that the host computes are those of the
+/// recording. It may not upload or download (DeviceError). The device memory that it names stays
+/// with the graph, whoever gives it back. Recording throws what the work throws, and DeviceError.
 class Graph {
  public:
   template <class Work>
@@ -48,12 +52,18 @@ class Graph {
     cudaGraphExec_t executable = nullptr;
     check(cudaGraphInstantiate(&executable, graph, 0), "instantiate a graph");
     executable_.reset(executable);
+    memory_.settle();
   }
 
-  /// Hands the work to the stream.
-  void launch() { check(cudaGraphLaunch(executable_.get(), stream()), "launch a graph"); }
-  /// Waits for the last launch; what was downloaded is where it belongs.
+  /// Hands the work to the stream; finishes the last launch first.
+  void launch() {
+    finish();
+    check(cudaGraphLaunch(executable_.get(), stream()), "launch a graph");
+    launched_ = true;
+  }
+  /// Waits for the last launch, if it has not been waited for; then the reports are there.
   void finish() {
+    if (!std::exchange(launched_, false)) return;
     synchronize();
     for (const std::function<void()>& work : when_done_) work();
   }
@@ -66,6 +76,20 @@ class Graph {
     return graph;
   }
   void when_done(std::function<void()> work) { when_done_.push_back(std::move(work)); }
+  /// The numbers arrive in a place of their own.
+  template <class T, class Work>
+  void when_downloaded(const T* from, Index n, Work work) {
+    const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(T);
+    void* place = nullptr;
+    check(cudaMallocHost(&place, std::max<std::size_t>(bytes, 1)), "allocate host memory");
+    const std::shared_ptr<void> host(place, [](void* p) { cudaFreeHost(p); });
+    if (bytes)
+      check(cudaMemcpyAsync(place, from, bytes, cudaMemcpyDeviceToHost, stream()),
+            "record a copy to the host");
+    when_done([host, n, work] {
+      work(std::span<const T>(static_cast<const T*>(host.get()), static_cast<std::size_t>(n)));
+    });
+  }
   /// work() while there is anybody in `a`, which the work filters in place.
   template <class Work>
   void repeat(const Samples& a, Work&& work);
@@ -90,6 +114,7 @@ class Graph {
   using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy>;
 
   GraphMemory memory_;
+  bool launched_ = false;
   std::vector<std::function<void()>> when_done_;
   Owned<cudaGraph_t> graph_;
   Owned<cudaGraphExec_t> executable_;

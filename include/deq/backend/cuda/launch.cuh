@@ -22,7 +22,10 @@ constexpr T divide_up(T a, T b) {
 inline Index processors() {
   static const int count = [] {
     int n = 0;
-    check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, 0), "count multiprocessors");
+    int device = 0;
+    check(cudaGetDevice(&device), "find the device");
+    check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device),
+          "count multiprocessors");
     return n;
   }();
   return count;
@@ -39,11 +42,14 @@ struct Grid {
 template <class... Parameters, class... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  constexpr std::size_t unasked = 48 << 10;  // shared memory that a kernel gets without asking
+  // What a kernel gets without asking is 48 KiB, of which it may use some for arrays of its own.
+  constexpr std::size_t unasked = 40 << 10;
   if (grid.shared_bytes > unasked)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(grid.shared_bytes)),
           "ask for shared memory");
+  require<DeviceError>(grid.x <= 0x7fffffff && grid.y <= 65535 && grid.z <= 65535,
+                       "CUDA: too large a grid: ", grid.x, " x ", grid.y, " x ", grid.z);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                         static_cast<unsigned>(grid.z));

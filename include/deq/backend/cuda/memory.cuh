@@ -6,17 +6,38 @@
 #include <atomic>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
+#include <utility>
 
 #include <deq/backend/cuda/runtime.cuh>
 #include <deq/core/block_pool.hpp>
 
 namespace deq::cuda {
 
+/// Blocks of the device by cudaMalloc, all of which are known.
 struct DeviceMemory {
   static void* allocate(std::size_t bytes);
-  static void deallocate(void* block) noexcept { cudaFree(block); }
+  static void deallocate(void* block) noexcept;
 };
 using DevicePool = BlockPool<DeviceMemory>;
+
+namespace detail {
+/// Every block there is, and to which graph it belongs, if to any.
+struct DeviceBlocks {
+  struct Block {
+    std::size_t bytes;
+    DevicePool* graph = nullptr;
+  };
+  std::mutex mutex;
+  std::unordered_map<void*, Block> of;
+  std::atomic<int> graphs = 0;
+
+  static DeviceBlocks& instance() {
+    static DeviceBlocks* blocks = new DeviceBlocks;  // outlives every tensor, as the pools do
+    return *blocks;
+  }
+};
+}  // namespace detail
 
 inline void* DeviceMemory::allocate(std::size_t bytes) {
   void* block = nullptr;
@@ -28,55 +49,75 @@ inline void* DeviceMemory::allocate(std::size_t bytes) {
   }
   require<DeviceError>(status == cudaSuccess, "CUDA: allocate ", bytes,
                        " bytes: ", cudaGetErrorString(status));
+  detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
+  const std::lock_guard lock(blocks.mutex);
+  blocks.of[block] = {bytes};
   return block;
 }
+inline void DeviceMemory::deallocate(void* block) noexcept {
+  detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
+  {
+    const std::lock_guard lock(blocks.mutex);
+    blocks.of.erase(block);
+  }
+  cudaFree(block);
+}
 
-/// The blocks that belong to a recorded graph. Whoever gives one back, it stays with the graph.
+/// The blocks that a recorded graph may name: those it was given while it was recorded, and
+/// whatever was in use when that began. Whoever gives one back, it stays with the graph.
 class GraphMemory {
  public:
   /// Begins with what nobody else uses.
-  GraphMemory() { pool_.take_unused(DevicePool::instance()); }
+  GraphMemory() {
+    pool_.take_unused(DevicePool::instance(), [](void*) { return true; });
+    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
+    const std::lock_guard lock(blocks.mutex);
+    ++blocks.graphs;
+    std::unordered_set<void*> unused;
+    pool_.for_each_unused([&](void* block) { unused.insert(block); });
+    for (auto& [block, entry] : blocks.of)
+      if (!entry.graph && !unused.contains(block)) entry.graph = &pool_;
+  }
   ~GraphMemory() {
-    Owners& owners = Owners::instance();
-    const std::lock_guard lock(owners.mutex);
-    owners.count -=
-        std::erase_if(owners.of, [this](const auto& entry) { return entry.second == &pool_; });
-    DevicePool::instance().take_unused(pool_);
+    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
+    const std::lock_guard lock(blocks.mutex);
+    --blocks.graphs;
+    for (auto& [block, entry] : blocks.of)
+      if (entry.graph == &pool_) entry.graph = nullptr;
+    DevicePool::instance().take_unused(pool_, [](void*) { return true; });
   }
   GraphMemory(const GraphMemory&) = delete;
   GraphMemory& operator=(const GraphMemory&) = delete;
 
   void* acquire(std::size_t bytes) {
     void* const block = pool_.acquire(bytes);
-    Owners& owners = Owners::instance();
-    const std::lock_guard lock(owners.mutex);
-    owners.count += owners.of.insert_or_assign(block, &pool_).second;
+    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
+    const std::lock_guard lock(blocks.mutex);
+    auto& entry = blocks.of.at(block);
+    if (!std::exchange(entry.graph, &pool_)) bytes_ += entry.bytes;
     return block;
   }
-  /// Where a block goes when it is given back.
-  static DevicePool& owner(void* block) {
-    Owners& owners = Owners::instance();
-    if (owners.count != 0) {
-      const std::lock_guard lock(owners.mutex);
-      const auto found = owners.of.find(block);
-      if (found != owners.of.end()) return *found->second;
-    }
-    return DevicePool::instance();
+  /// Nothing more is recorded: what was not needed is everybody's again.
+  void settle() {
+    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
+    const std::lock_guard lock(blocks.mutex);
+    DevicePool::instance().take_unused(
+        pool_, [&](void* block) { return blocks.of.at(block).graph == nullptr; });
   }
-  std::size_t bytes() const { return pool_.bytes(); }
+  /// Gives a block back to whom it belongs.
+  static void release(void* block, std::size_t bytes) noexcept {
+    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
+    if (blocks.graphs == 0) return DevicePool::instance().release(block, bytes);
+    const std::lock_guard lock(blocks.mutex);
+    DevicePool* const graph = blocks.of.at(block).graph;
+    (graph ? *graph : DevicePool::instance()).release(block, bytes);
+  }
+  /// Of the blocks that were given out while recording.
+  std::size_t bytes() const { return bytes_; }
 
  private:
-  struct Owners {
-    std::mutex mutex;
-    std::unordered_map<void*, DevicePool*> of;
-    std::atomic<std::size_t> count = 0;
-
-    static Owners& instance() {
-      static Owners* owners = new Owners;  // outlives every tensor, as the pools do
-      return *owners;
-    }
-  };
   DevicePool pool_;
+  std::size_t bytes_ = 0;
 };
 
 namespace detail {
@@ -93,9 +134,7 @@ struct PooledMemory {
     if (GraphMemory* const memory = detail::recorded_memory()) return memory->acquire(bytes);
     return DevicePool::instance().acquire(bytes);
   }
-  static void deallocate(void* p, std::size_t bytes) noexcept {
-    GraphMemory::owner(p).release(p, bytes);
-  }
+  static void deallocate(void* p, std::size_t bytes) noexcept { GraphMemory::release(p, bytes); }
 };
 
 }  // namespace deq::cuda

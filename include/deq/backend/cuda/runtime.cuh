@@ -39,6 +39,7 @@ inline cudaStream_t stream() { return detail::current_stream(); }
 inline void synchronize() { check(cudaStreamSynchronize(stream()), "wait for the stream"); }
 /// Runs everything from now on in a stream of the caller's; waits for what the old one has to do.
 inline void set_stream(cudaStream_t stream) {
+  require<DeviceError>(stream != nullptr, "CUDA: the default stream cannot be recorded");
   synchronize();
   detail::current_stream() = stream;
 }

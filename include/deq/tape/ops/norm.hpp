@@ -152,7 +152,10 @@ struct BatchNormState {
                 typename B::Scalar momentum) {
     using S = typename B::Scalar;
     const auto count = [&](Tensor<B>& running, const Tensor<B>& now, S unbias) {
-      Tensor<B> next = running.unique() ? running : Tensor<B>(running.shape());
+      const bool in_place = running.unique();
+      require(in_place || !B::recording(),
+              "batch_norm: the running statistics are shared; a recorded step needs its own");
+      Tensor<B> next = in_place ? running : Tensor<B>(running.shape());
       elementwise(B{}, next.size(), detail::RunningMean<S>{momentum, unbias}, next.data(),
                   running.data(), now.data());
       running = std::move(next);

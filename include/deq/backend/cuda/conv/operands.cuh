@@ -20,8 +20,8 @@ __device__ void load(const S* from, S* x) {
   }
 }
 
-/// Quads whose words are neighbours along the sum: four threads have a line of a stage, of which A
-/// or B has `lines`.
+/// Quads whose words are neighbours along the sum, of `lines` lines of A or B. Eight threads that
+/// store together have eight lines, which are in different banks.
 template <class T, int lines>
 struct AlongSum {
   using Word = typename T::Word;
@@ -31,12 +31,15 @@ struct AlongSum {
     S x[4 * numbers];
   };
   __device__ static int line(int q) {
-    return static_cast<int>(threadIdx.x) / 4 + q * (threads / 4);
+    const int thread = static_cast<int>(threadIdx.x);
+    return thread / warp_threads * 8 + thread % 8 + q * (threads / 4);
   }
   /// Small tiles have fewer quads than there are threads.
   __device__ static bool present(int q) { return lines % (threads / 4) == 0 || line(q) < lines; }
   /// Number of the stage that this thread's quads begin with.
-  __device__ static int first() { return static_cast<int>(threadIdx.x) % 4 * 4 * numbers; }
+  __device__ static int first() {
+    return static_cast<int>(threadIdx.x) % warp_threads / 8 * 4 * numbers;
+  }
   __device__ static Word* place(int q, Word* memory) {
     return memory + line(q) * T::line + first() / numbers;
   }
@@ -54,7 +57,8 @@ struct AlongSum {
   }
 };
 
-/// Quads whose words belong to four neighbouring lines, at one place of the sum.
+/// Quads whose words belong to four neighbouring lines, at one place of the sum. Sixteen threads
+/// have the words of a line, so that none of those that store together meets another in a bank.
 template <class T, int lines>
 struct AcrossSum {
   using Word = typename T::Word;
@@ -63,12 +67,13 @@ struct AcrossSum {
   struct Loaded {
     S x[numbers][4];
   };
-  __device__ static int first() { return static_cast<int>(threadIdx.x) % (lines / 4) * 4; }
-  __device__ static int word(int q) {
-    return (static_cast<int>(threadIdx.x) + q * threads) / (lines / 4);
+  __device__ static int word() { return static_cast<int>(threadIdx.x) % stage_words; }
+  /// The first of the four lines.
+  __device__ static int first(int q) {
+    return (static_cast<int>(threadIdx.x) / stage_words + q * (threads / stage_words)) * 4;
   }
   __device__ static bool present(int q) {
-    return lines * stage_words / 4 % threads == 0 || word(q) < stage_words;
+    return lines * stage_words / 4 % threads == 0 || first(q) < lines;
   }
 
   __device__ static void put(const Loaded& loaded, int q, Word* to) {
@@ -78,7 +83,7 @@ struct AcrossSum {
       S x[numbers];
 #pragma unroll
       for (int d = 0; d < numbers; ++d) x[d] = loaded.x[d][i];
-      to[(first() + i) * T::line + word(q)] = T::Arithmetic::word(x);
+      to[(first(q) + i) * T::line + word()] = T::Arithmetic::word(x);
     }
   }
 };
@@ -165,38 +170,70 @@ class Patches : public AlongSum<T, T::rows> {
   Tap tap_[taps];
 };
 
+/// A pixel of a batch of images, in the order of memory.
+class PixelCounter {
+ public:
+  __device__ PixelCounter(const ImageMap& map, Index at)
+      : sample_(at / map.pixels()),
+        line_(static_cast<int>(at % map.pixels()) / map.x.out),
+        column_(static_cast<int>(at % map.pixels()) % map.x.out) {}
+  /// So many pixels on.
+  __device__ void advance(const ImageMap& map, int pixels) {
+    column_ += pixels;
+    while (column_ >= map.x.out) {
+      column_ -= map.x.out;
+      if (++line_ == map.y.out) {
+        line_ = 0;
+        ++sample_;
+      }
+    }
+  }
+  /// What the tap reads for this output pixel; null if there is nothing.
+  template <class S>
+  __device__ const S* under(const Tap& tap, const ImageMap& map, const S* x) const {
+    return tap.in(map, x + sample_ * map.in_pixels() * map.channels, map.y.origin(line_),
+                  map.x.origin(column_));
+  }
+
+ private:
+  Index sample_;
+  int line_, column_;
+};
+
 /// A of the weight gradient: its rows are the taps, its sum runs over the pixels [first, last) of
 /// all samples.
 template <class T, int width>
 class PatchesTransposed : public AcrossSum<T, T::rows> {
   using S = typename T::S;
+  static constexpr int numbers = T::Arithmetic::numbers;
 
  public:
   using typename AcrossSum<T, T::rows>::Loaded;
 
   __device__ PatchesTransposed(const ImageMap& map, const S* x, Index first_row, Index first,
                                Index last)
-      : map_(map), x_(x), begin_(first), last_(last) {
+      : map_(map), x_(x), at_(first + this->word() * numbers), last_(last), pixel_(map, at_) {
 #pragma unroll
-    for (int i = 0; i < taps; ++i)
-      tap_[i] = Tap(map, static_cast<int>(first_row) + this->first() + i * width);
+    for (int q = 0; q < T::a_quads; ++q)
+#pragma unroll
+      for (int i = 0; i < taps; ++i)
+        tap_[q][i] = Tap(map, static_cast<int>(first_row) + this->first(q) + i * width);
   }
-  __device__ void next_stage() { begin_ += T::stage; }
+  __device__ void next_stage() {
+    at_ += T::stage;
+    pixel_.advance(map_, T::stage);
+  }
   __device__ Loaded load(int q) const {
     Loaded loaded;
+    PixelCounter pixel = pixel_;
 #pragma unroll
-    for (int d = 0; d < T::Arithmetic::numbers; ++d) {
-      const Index at = begin_ + this->word(q) * T::Arithmetic::numbers + d;
-      const Index sample = at / map_.pixels();
-      const int pixel = static_cast<int>(at - sample * map_.pixels());
-      const int line = map_.y.origin(pixel / map_.x.out),
-                column = map_.x.origin(pixel % map_.x.out);
-      const S* image = x_ + sample * map_.in_pixels() * map_.channels;
+    for (int d = 0; d < numbers; ++d) {
 #pragma unroll
       for (int i = 0; i < taps; ++i) {
-        const S* from = at < last_ ? tap_[i].in(map_, image, line, column) : nullptr;
+        const S* from = at_ + d < last_ ? pixel.under(tap_[q][i], map_, x_) : nullptr;
         cuda::load<width>(from, loaded.x[d] + width * i);
       }
+      pixel.advance(map_, 1);
     }
     return loaded;
   }
@@ -205,8 +242,9 @@ class PatchesTransposed : public AcrossSum<T, T::rows> {
   static constexpr int taps = 4 / width;
   const ImageMap& map_;
   const S* x_;
-  Index begin_, last_;
-  Tap tap_[taps];
+  Index at_, last_;
+  PixelCounter pixel_;  ///< number at_
+  Tap tap_[T::a_quads][taps];
 };
 
 // --- Weights and matrices
@@ -275,23 +313,24 @@ class MatrixRows : public AlongSum<T, T::rows> {
 template <class T, int width>
 class MatrixColumns : public AcrossSum<T, T::columns> {
   using S = typename T::S;
+  static constexpr int numbers = T::Arithmetic::numbers;
 
  public:
   using typename AcrossSum<T, T::columns>::Loaded;
 
   __device__ MatrixColumns(const MatrixView<S>& b, Index first_column, Index first, Index last)
-      : b_(b), first_column_(first_column + this->first()), begin_(first), last_(last) {}
-  __device__ void next_stage() { begin_ += T::stage; }
+      : b_(b), first_column_(first_column), at_(first + this->word() * numbers), last_(last) {}
+  __device__ void next_stage() { at_ += T::stage; }
   __device__ Loaded load(int q) const {
     Loaded loaded;
 #pragma unroll
-    for (int d = 0; d < T::Arithmetic::numbers; ++d) {
-      const Index k = begin_ + this->word(q) * T::Arithmetic::numbers + d;
-      const bool there = this->present(q) && k < last_;
+    for (int d = 0; d < numbers; ++d) {
+      const bool there = this->present(q) && at_ + d < last_;
 #pragma unroll
       for (int i = 0; i < 4; i += width) {
-        const Index j = first_column_ + i;
-        const S* from = there && j < b_.extent ? b_.data + j * b_.step + k * b_.sum_step : nullptr;
+        const Index j = first_column_ + this->first(q) + i;
+        const S* from =
+            there && j < b_.extent ? b_.data + j * b_.step + (at_ + d) * b_.sum_step : nullptr;
         cuda::load<width>(from, loaded.x[d] + i);
       }
     }
@@ -300,7 +339,7 @@ class MatrixColumns : public AcrossSum<T, T::columns> {
 
  private:
   const MatrixView<S>& b_;
-  Index first_column_, begin_, last_;
+  Index first_column_, at_, last_;
 };
 
 }  // namespace deq::cuda

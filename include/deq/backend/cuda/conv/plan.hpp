@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include <deq/backend/geometry.hpp>
 
@@ -81,7 +82,13 @@ struct ImageMap {
                                        phase % g.stride)
                     : Axis::forward(g.width, g.out_width(), g.kernel_width, g.stride, g.padding)),
         out_width(static_cast<int>(transpose ? g.width : g.out_width())),
-        out_pixels(static_cast<int>(transpose ? g.in_pixels() : g.out_pixels())) {}
+        out_pixels(static_cast<int>(transpose ? g.in_pixels() : g.out_pixels())) {
+    constexpr Index most = std::numeric_limits<int>::max();
+    require(g.samples <= most && g.in_channels * g.in_pixels() <= most &&
+                g.out_channels * g.out_pixels() <= most && g.patch() <= most &&
+                g.out_channels * g.kernel_size() <= most,
+            "CUDA: an image or a patch of a convolution has more than ", most, " numbers");
+  }
 
   DEQ_HOST_DEVICE int depth() const { return y.taps * x.taps * channels; }
   DEQ_HOST_DEVICE int in_pixels() const { return y.in * x.in; }

@@ -1,0 +1,378 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# Builds, tests and measures the CUDA backend on this machine's GPU, from any directory:
+#     bash bench/gpu/run.sh [--build-only] [--no-build] [--arch ARCH] [--march MARCH] [--budget SECONDS]
+#                           [--batch N] [--seconds S] [--jobs N] [--out DIR]
+# Everything within the budget (540 s): a stage for which no time is left is skipped, and says so.
+# Writes DATE-GPU.json and DATE-GPU.md to DIR (bench/gpu/results). Needs nvcc 13, g++ 12, Eigen and
+# doctest; not CMake. Headers are looked for in $EIGEN_DIR and $DOCTEST_DIR, then in shared/, then
+# where the system has them. --no-build takes the programs that an earlier run, here or on another
+# machine, has left in build/gpu.
+# Exits with 1 if something failed, with 77 if there is no GPU (0 with --build-only).
+set -euo pipefail
+
+here=$(pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+build=build/gpu out=bench/gpu/results
+budget=540 batch=128 seconds=0.1 jobs=$(nproc)
+arch='' march='' build_only=false no_build=false
+
+usage() {
+  echo "usage: bench/gpu/run.sh [--build-only | --no-build] [--arch ARCH] [--march MARCH]" \
+    "[--budget SECONDS] [--batch N] [--seconds S] [--jobs N] [--out DIR]" >&2
+  exit 2
+}
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --build-only) build_only=true ;;
+    --no-build) no_build=true ;;
+    --arch | --march | --budget | --batch | --seconds | --jobs | --out)
+      [[ -n ${2:-} ]] || usage
+      declare "${1#--}=$2"
+      if [[ $1 == --out && $2 != /* ]]; then out=$here/$2; fi
+      shift
+      ;;
+    *) usage ;;
+  esac
+  shift
+done
+if $build_only && $no_build; then usage; fi
+
+tests=(cuda_contract_test cuda_kernels_test cuda_conv_test cuda_equilibrium_test cuda_graph_test)
+precisions=(Bf16 Tf32 Strict)
+mkdir -p "$build/logs" "$build/data"
+stages=$build/stages.tsv
+: >"$stages"
+rm -f "$build"/*.json
+failures=0
+
+# --- Stages ----------------------------------------------------------------------------------------
+
+left() { echo $((budget - SECONDS)); }
+# note STAGE OUTCOME SECONDS WHY
+note() {
+  printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$stages"
+  printf '%-9s %-34s %4s s  %s\n' "$2" "$1" "$3" "$4" >&2
+  if [[ $2 == failed ]]; then failures=$((failures + 1)); fi
+}
+log_of() { echo "$build/logs/${1//[^a-zA-Z0-9_]/_}.log"; }
+# The line of a log that says most about a failure.
+last_words() {
+  { grep -iE 'error|fail|not supported|exception' "$1" || cat "$1"; } 2>/dev/null | tail -n 1 |
+    tr '\t' ' ' | cut -c 1-200
+}
+# judge STAGE CODE SECONDS: notes how a stage ended.
+judge() {
+  local log
+  log=$(log_of "$1")
+  case $2 in
+    0) note "$1" passed "$3" '' ;;
+    77) note "$1" skipped "$3" "$(last_words "$log")" ;;
+    124 | 137) note "$1" failed "$3" 'the time was over' ;;
+    *) note "$1" failed "$3" "exit status $2: $(last_words "$log")" ;;
+  esac
+}
+# stage NAME NEEDS LIMIT COMMAND...: runs it for at most LIMIT seconds, if NEEDS are left.
+stage() {
+  local name=$1 needs=$2 limit=$3 code=0 start=$SECONDS
+  shift 3
+  if (($(left) < needs)); then
+    note "$name" skipped 0 'no time'
+    return 0
+  fi
+  if ((limit > $(left))); then limit=$(left); fi
+  timeout -k 5 "$limit" "$@" >"$(log_of "$name")" 2>&1 || code=$?
+  judge "$name" "$code" $((SECONDS - start))
+}
+
+# --- The machine -----------------------------------------------------------------------------------
+
+have_gpu() {
+  { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; } || [[ -e /dev/nvidia0 ]]
+}
+gpu=false
+if have_gpu; then gpu=true; fi
+
+# first_with FILE DIR...: the first directory that has the file.
+first_with() {
+  local file=$1 dir
+  shift
+  for dir in "$@"; do
+    if [[ -n $dir && -e $dir/$file ]]; then
+      echo "$dir"
+      return 0
+    fi
+  done
+  return 1
+}
+# find_tool NAME: in PATH, or the newest under /usr/local/cuda*.
+find_tool() {
+  local found newest=''
+  if command -v "$1"; then return; fi
+  for found in /usr/local/cuda*/{bin,compute-sanitizer}/"$1"; do
+    if [[ -x $found ]]; then newest=$found; fi
+  done
+  echo "$newest"
+}
+nvcc=$(find_tool nvcc)
+sanitizer=$(find_tool compute-sanitizer)
+
+# With the "a" of an architecture for 9.0 and later; without a GPU for an H100.
+find_arch() {
+  local capability=''
+  if ! $gpu; then
+    echo sm_90a
+    return
+  fi
+  if command -v nvidia-smi >/dev/null; then
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1)
+  fi
+  case $capability in
+    [0-9]*.[0-9]*)
+      capability=${capability//[!0-9]/}
+      if ((capability >= 90)); then echo "sm_${capability}a"; else echo "sm_$capability"; fi
+      ;;
+    *) echo native ;;
+  esac
+}
+arch=${arch:-$(find_arch)}
+
+# --- Build -----------------------------------------------------------------------------------------
+
+# compile OBJECT SOURCE COMMAND...: unless it is newer than all sources and made in the same way.
+compile() {
+  local object=$build/$1.o log
+  log=$(log_of "build $1")
+  shift
+  local command="$* -o $object"
+  if [[ -s $object && -f $object.how && $(<"$object.how") == "$command" ]] &&
+    [[ -z $(find include tests bench/gpu -type f -newer "$object" ! -path '*/results/*' ! -name '*.md' \
+      ! -name '*.py' ! -name '*.sh' -print -quit) ]]; then
+    return 0
+  fi
+  rm -f "$object.how"
+  "$@" -o "$object" >"$log" 2>&1 || return
+  echo "$command" >"$object.how"
+}
+
+build_all() {
+  if [[ -z $nvcc ]]; then
+    note build failed 0 'no nvcc in PATH or /usr/local/cuda*/bin'
+    return
+  fi
+  local eigen doctest start=$SECONDS program object missing=()
+  eigen=$(first_with Eigen/Core "${EIGEN_DIR:-}" shared/eigen /usr/include/eigen3 /usr/local/include/eigen3) ||
+    missing+=('Eigen (EIGEN_DIR, shared/eigen, /usr/include/eigen3)')
+  doctest=$(first_with doctest/doctest.h "${DOCTEST_DIR:-}" shared/doctest /usr/include /usr/local/include) ||
+    missing+=('doctest (DOCTEST_DIR, shared/doctest, /usr/include)')
+  # One set of options for the host side of all: the CPU's kernels must see the same vectors in every
+  # source (backend/cpu/compiled_kernels.hpp).
+  local common=(-std=c++20 -DDEQ_COMPILED_KERNELS -I include ${eigen:+-isystem "$eigen"})
+  local host=(g++ "${common[@]}" -O2) device=("$nvcc" "${common[@]}" -O3 --extended-lambda
+    --expt-relaxed-constexpr --diag-suppress '554,20012' "-arch=$arch")
+  # A path that the compiler searches anyway must not come first as a system path.
+  local tested=(-I tests)
+  if [[ -n $doctest && $doctest != /usr/include ]]; then tested+=(-isystem "$doctest"); fi
+  if [[ -n $march ]]; then
+    host+=("-march=$march")
+    device+=(-Xcompiler "-march=$march")
+  fi
+
+  # The longest first; what needs headers that are not there is left out, and missed below.
+  local -A command=()
+  local order=() programs=()
+  add() {
+    order+=("$1")
+    command[$1]="${*:2}"
+  }
+  if [[ -n $eigen ]]; then
+    add check_reference "${device[@]}" "${tested[@]}" -DDEQ_REFERENCE_CUDA -x cu -c tests/check_reference.cpp
+    add kernels "${host[@]}" -c tests/kernels.cpp
+    programs+=(check_reference)
+  fi
+  for program in "${precisions[@]}"; do
+    add "gpu_bench_$program" "${device[@]}" -DNDEBUG "-DDEQ_GPU_BENCH_ONLY=$program" -c bench/gpu/gpu_bench.cu
+    programs+=("gpu_bench_$program")
+  done
+  if [[ -n $eigen && -n $doctest ]]; then
+    add main "${host[@]}" "${tested[@]}" -c tests/main.cpp
+    for program in "${tests[@]}"; do
+      add "$program" "${device[@]}" "${tested[@]}" -x cu -c "tests/$program.cpp"
+      programs+=("$program")
+    done
+  fi
+  local running=0
+  for object in "${order[@]}"; do
+    if ((running >= jobs)); then
+      wait -n || true
+      running=$((running - 1))
+    fi
+    # No option has a space in it.
+    # shellcheck disable=SC2086
+    compile "$object" ${command[$object]} &
+    running=$((running + 1))
+  done
+  wait
+
+  for program in "${programs[@]}"; do
+    local objects=("$build/$program.o")
+    case $program in
+      gpu_bench_*) ;;
+      check_reference) objects+=("$build/kernels.o") ;;
+      *) objects+=("$build/kernels.o" "$build/main.o") ;;
+    esac
+    for object in "${objects[@]}"; do
+      if [[ ! -f $object.how ]]; then
+        object=$(basename "$object" .o)
+        note "build $program" failed $((SECONDS - start)) \
+          "$object: $(last_words "$(log_of "build $object")")"
+        rm -f "$build/$program"
+        continue 2
+      fi
+    done
+    if "$nvcc" "-arch=$arch" -o "$build/$program" "${objects[@]}" >"$(log_of "link $program")" 2>&1; then
+      note "build $program" passed $((SECONDS - start)) ''
+    else
+      note "build $program" failed $((SECONDS - start)) "link: $(last_words "$(log_of "link $program")")"
+    fi
+  done
+  if ((${#missing[@]})); then
+    note 'build of tests' failed $((SECONDS - start)) "not found: ${missing[*]}"
+  fi
+}
+
+if ! $no_build; then
+  echo "Building for $arch with ${nvcc:-no nvcc}, $jobs at a time" >&2
+  build_all
+fi
+if $build_only; then exit $((failures > 0)); fi
+if ! $gpu; then
+  echo "There is no GPU here: built, but neither tested nor measured." >&2
+  if ((failures)); then exit 1; fi
+  exit 77
+fi
+
+# --- Tests -----------------------------------------------------------------------------------------
+
+# All at the same time: what they wait for is mostly the host. Only a program that is there is run.
+declare -A pid
+if (($(left) >= 30)); then
+  start=$SECONDS
+  for program in "${tests[@]}" check_reference; do
+    if [[ ! -x $build/$program ]]; then
+      note "$program" failed 0 'was not built'
+      continue
+    fi
+    arguments=()
+    if [[ $program == check_reference ]]; then arguments=(tests/data); fi
+    timeout -k 5 150 "$build/$program" ${arguments[@]+"${arguments[@]}"} >"$(log_of "$program")" 2>&1 &
+    pid[$program]=$!
+  done
+  for program in "${tests[@]}" check_reference; do
+    if [[ -z ${pid[$program]:-} ]]; then continue; fi
+    code=0
+    wait "${pid[$program]}" || code=$?
+    judge "$program" "$code" $((SECONDS - start))
+  done
+else
+  for program in "${tests[@]}" check_reference; do note "$program" skipped 0 'no time'; done
+fi
+
+# --- Measurements ----------------------------------------------------------------------------------
+
+bench() { echo "$build/gpu_bench_$1"; }
+# measure STAGE NEEDS PRECISION FILE OPTION...
+measure() {
+  local name=$1 needs=$2 program file=$4
+  program=$(bench "$3")
+  shift 4
+  if [[ -x $program ]]; then
+    stage "$name" "$needs" 150 "$program" --batch "$batch" --seconds "$seconds" --json "$build/$file.json" "$@"
+  else
+    note "$name" failed 0 "$program was not built"
+  fi
+}
+# What matters most comes first: time may be over at any point.
+for precision in "${precisions[@]}"; do
+  measure "measure model $precision" 20 "$precision" "model_$precision" --part model
+done
+for precision in "${precisions[@]}"; do
+  measure "measure convolutions $precision" 20 "$precision" "convolutions_$precision" \
+    --part convolutions --size large
+done
+measure 'measure passes' 15 Strict passes --part passes
+measure 'measure two epochs' 60 Bf16 epochs_Bf16 --part epochs --size large
+
+peer_json=$build/peer.json
+python=$(command -v python3 || true)
+if [[ -z $python ]]; then
+  note 'PyTorch' skipped 0 'no python3'
+else
+  if [[ -x $(bench Strict) ]]; then
+    stage 'export for PyTorch' 15 60 "$(bench Strict)" --batch "$batch" --export "$build/data"
+  fi
+  # A minute stays for the sanitizers.
+  peer_seconds=$(($(left) - 60))
+  if ((peer_seconds < 20)); then
+    note 'PyTorch' skipped 0 'no time'
+  else
+    # It ends by itself, and has written what it has if it does not.
+    code=0 start=$SECONDS
+    timeout -k 5 $((peer_seconds + 15)) "$python" bench/gpu/peer.py --data "$build/data" --json "$peer_json" \
+      --batch "$batch" --seconds "$seconds" --deadline "$peer_seconds" >"$(log_of PyTorch)" 2>&1 || code=$?
+    if [[ -f $peer_json ]] && ((code == 0 || code == 124)); then
+      note 'PyTorch' passed $((SECONDS - start)) ''
+    elif ((code == 0)); then
+      note 'PyTorch' skipped $((SECONDS - start)) "$(tail -n 1 "$(log_of PyTorch)")"
+    else
+      judge 'PyTorch' "$code" $((SECONDS - start))
+    fi
+  fi
+fi
+
+for precision in "${precisions[@]}"; do
+  measure "measure small convolutions $precision" 60 "$precision" "small_$precision" \
+    --part convolutions --size tiny
+done
+
+# --- Sanitizers ------------------------------------------------------------------------------------
+
+for tool in memcheck racecheck initcheck; do
+  for program in cuda_contract_test cuda_graph_test cuda_conv_test; do
+    name="$tool $program"
+    if [[ -z $sanitizer ]]; then
+      note "$name" skipped 0 'no compute-sanitizer'
+    elif [[ ! -x $build/$program ]]; then
+      note "$name" skipped 0 'was not built'
+    elif (($(left) < 25)); then
+      note "$name" skipped 0 'no time'
+    else
+      code=0 start=$SECONDS
+      timeout -k 5 $(($(left) - 10)) "$sanitizer" --tool "$tool" --error-exitcode 3 "$build/$program" \
+        >"$(log_of "$name")" 2>&1 || code=$?
+      if ((code == 124 || code == 137)); then
+        note "$name" skipped $((SECONDS - start)) 'no time: it did not end'
+      elif grep -qi 'device not supported' "$(log_of "$name")"; then
+        note "$name" skipped $((SECONDS - start)) 'compute-sanitizer: device not supported'
+      else
+        judge "$name" "$code" $((SECONDS - start))
+      fi
+    fi
+  done
+done
+
+# --- The table -------------------------------------------------------------------------------------
+
+if [[ -z $python ]]; then
+  echo "No python3: what was measured is in $build/*.json, the stages are in $stages" >&2
+  exit $((failures > 0))
+fi
+results=()
+for file in "$build"/{model,convolutions,small,epochs}_*.json "$build/passes.json"; do
+  if [[ -s $file ]]; then results+=("$file"); fi
+done
+options=()
+if [[ -s $peer_json ]]; then options+=(--peer "$peer_json"); fi
+revision=$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)
+"$python" bench/gpu/table.py --out "$out" --revision "$revision" --stages "$stages" \
+  ${options[@]+"${options[@]}"} ${results[@]+"${results[@]}"}

@@ -164,6 +164,12 @@ void compact(const fs::path& from, const fs::path& to) {
 
 int main(int argc, char** argv) {
   try {
+#ifdef DEQ_REFERENCE_CUDA
+    if (!deq::cuda::available()) {
+      std::puts("skipped: there is no GPU");
+      return 77;
+    }
+#endif
     if (argc == 2) return compare<ReferenceBackend>(argv[1]);
     if (argc == 4 && std::strcmp(argv[1], "--compact") == 0) {
       compact(argv[3], argv[2]);

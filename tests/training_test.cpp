@@ -10,7 +10,6 @@
 #include <doctest/doctest.h>
 
 #include <deq/backend/cpu/kernels.hpp>
-#include <deq/backend/cpu/kernels.hpp>
 #include <deq/core/host_pool.hpp>
 #include <deq/nn/adam.hpp>
 #include <deq/nn/augment.hpp>

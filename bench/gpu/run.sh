@@ -168,8 +168,10 @@ build_all() {
   # One set of options for the host side of all: the CPU's kernels must see the same vectors in every
   # source (backend/cpu/compiled_kernels.hpp).
   local common=(-std=c++20 -DDEQ_COMPILED_KERNELS -I include ${eigen:+-isystem "$eigen"})
-  local host=(g++ "${common[@]}" -O2) device=("$nvcc" "${common[@]}" -O3 --extended-lambda
+  local host=(g++ "${common[@]}" -O2) device=("$nvcc" "${common[@]}" --extended-lambda
     --expt-relaxed-constexpr --diag-suppress '554,20012' "-arch=$arch")
+  # A level of the host's side alone; for tests one that is done sooner, as tests/CMakeLists.txt has it.
+  local fast=-O3 soon=-O1
   # A path that the compiler searches anyway must not come first as a system path.
   local tested=(-I tests)
   if [[ -n $doctest && $doctest != /usr/include ]]; then tested+=(-isystem "$doctest"); fi
@@ -178,7 +180,7 @@ build_all() {
     device+=(-Xcompiler "-march=$march")
   fi
 
-  # The longest first; what needs headers that are not there is left out, and missed below.
+  # What takes long first; what needs headers that are not there is left out, and missed below.
   local -A command=()
   local order=() programs=()
   add() {
@@ -186,18 +188,18 @@ build_all() {
     command[$1]="${*:2}"
   }
   if [[ -n $eigen ]]; then
-    add check_reference "${device[@]}" "${tested[@]}" -DDEQ_REFERENCE_CUDA -x cu -c tests/check_reference.cpp
+    add check_reference "${device[@]}" "$soon" "${tested[@]}" -DDEQ_REFERENCE_CUDA -x cu -c tests/check_reference.cpp
     add kernels "${host[@]}" -c tests/kernels.cpp
     programs+=(check_reference)
   fi
   for program in "${precisions[@]}"; do
-    add "gpu_bench_$program" "${device[@]}" -DNDEBUG "-DDEQ_GPU_BENCH_ONLY=$program" -c bench/gpu/gpu_bench.cu
+    add "gpu_bench_$program" "${device[@]}" "$fast" -DNDEBUG "-DDEQ_GPU_BENCH_ONLY=$program" -c bench/gpu/gpu_bench.cu
     programs+=("gpu_bench_$program")
   done
   if [[ -n $eigen && -n $doctest ]]; then
     add main "${host[@]}" "${tested[@]}" -c tests/main.cpp
     for program in "${tests[@]}"; do
-      add "$program" "${device[@]}" "${tested[@]}" -x cu -c "tests/$program.cpp"
+      add "$program" "${device[@]}" "$soon" "${tested[@]}" -x cu -c "tests/$program.cpp"
       programs+=("$program")
     done
   fi

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 
 #include <deq/core/shape.hpp>
@@ -97,6 +98,31 @@ struct NhwcUpsampling {
 /// `planes` maps of height x width small pixels, each of which stands for a factor x factor square.
 struct PoolGeometry {
   Index planes = 0, height = 0, width = 0, factor = 1;
+};
+
+/// A parameter and what Adam keeps for it, n numbers each.
+template <class S>
+struct AdamTensor {
+  S* theta;
+  const S* gradient;
+  S *first, *second;  ///< moments
+  Index n;
+};
+/// One step of Adam (see deq::Adam): the part that is the same in every step, and where the two
+/// numbers are that are not.
+template <class S>
+struct AdamStep {
+  S weight_decay, first_rate, second_decay, second_rate, epsilon;
+  const S* numbers;  ///< in the backend's memory: learning rate / (1 - beta1^t), sqrt(1 - beta2^t)
+
+  DEQ_HOST_DEVICE void operator()(const AdamTensor<S>& t, Index i, S rate, S root) const {
+    const S g = t.gradient[i] + weight_decay * t.theta[i];
+    const S m = t.first[i] + first_rate * (g - t.first[i]);
+    const S v = second_decay * t.second[i] + second_rate * g * g;
+    t.first[i] = m;
+    t.second[i] = v;
+    t.theta[i] -= rate * m / (std::sqrt(v) / root + epsilon);
+  }
 };
 
 /// Planar images of bytes, one after the other, each with a border of zero bytes on every side.

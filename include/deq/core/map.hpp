@@ -11,7 +11,7 @@ namespace deq {
 /// f of the fixed point z = f(z), for a batch. `evaluate(a, Z, F)` writes F_j = f_{a[j]}(Z_j):
 /// column j of the two compact batches belongs to sample a[j], which tells f what else to use (that
 /// sample's input, its dropout mask). Z and F do not overlap. Samples must not influence each
-/// other.
+/// other. A map may offer f.value(a, Z) beside it, which returns F in memory of its own.
 template <class M>
 concept FixedPointMap = requires(M& f, Samples a, BatchView<const typename M::Backend::Scalar> z,
                                  BatchView<typename M::Backend::Scalar> out) {

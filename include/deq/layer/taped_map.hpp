@@ -33,20 +33,25 @@ class TapedMap {
   void release() {
     tape_.clear();
     z_ = output_ = {};
+    value_ = {};
     for (auto* list : {&x_vars_, &theta_vars_}) list->clear();
     for (auto* list : {&x_, &theta_, &gathered_}) list->clear();
   }
 
   Index dim() const { return state_.size(); }
 
-  /// Operations on batches of a.count rows may leave out those that are holes in the set.
   void evaluate(Samples a, BatchView<const S> z, BatchView<S> out) {
+    B::copy_bytes(out.data, value(a, z).data, static_cast<std::size_t>(out.size()) * sizeof(S));
+  }
+  /// The same where f has put it; stays until the next call. Operations on batches of a.count rows
+  /// may leave out those that are holes in the set.
+  BatchView<const S> value(Samples a, BatchView<const S> z) {
     [[maybe_unused]] const typename B::Rows rows(a);
-    const Tensor<B> y =
-        detail::call<NX, NP>(*f_, as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)),
-                             std::span(std::as_const(theta_)));
-    check_shape(y.shape(), z.count);
-    B::copy_bytes(out.data, y.data(), static_cast<std::size_t>(out.size()) * sizeof(S));
+    value_ = {};  // its memory may serve again
+    value_ = detail::call<NX, NP>(*f_, as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)),
+                                  std::span(std::as_const(theta_)));
+    check_shape(value_.shape(), z.count);
+    return {value_.data(), z.dim, z.count};
   }
 
   /// Records f once at z, for the whole block; the recording stays valid until the next one.
@@ -142,6 +147,7 @@ class TapedMap {
   Shape state_;
   std::vector<Tensor<B>> x_, theta_, gathered_;
   std::vector<Index> gathered_for_, host_ids_;
+  Tensor<B> value_;
   Tape<B> tape_;
   Var<B> z_, output_;
   std::vector<Var<B>> x_vars_, theta_vars_, wrt_;

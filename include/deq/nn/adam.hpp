@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <deq/backend/array.hpp>
+#include <deq/backend/geometry.hpp>
 #include <deq/core/config.hpp>
 #include <deq/core/error.hpp>
 #include <deq/nn/parameter.hpp>
@@ -21,48 +22,6 @@ struct AdamOptions {
   double epsilon = 1e-8;    ///< added to the root of the second moment, > 0
   double weight_decay = 0;  ///< L2 penalty, added to the gradient, >= 0
 };
-
-namespace detail {
-
-/// The gradient with the penalty, g' = g + weight_decay theta.
-template <class S>
-struct PenalisedGradient {
-  S weight_decay;
-  DEQ_HOST_DEVICE S operator()(S grad, S theta) const { return grad + weight_decay * theta; }
-};
-
-/// m + (1 - beta1) (g' - m)
-template <class S>
-struct AdamFirstMoment {
-  PenalisedGradient<S> gradient;
-  S rate;  ///< 1 - beta1
-  DEQ_HOST_DEVICE S operator()(S m, S grad, S theta) const {
-    return m + rate * (gradient(grad, theta) - m);
-  }
-};
-
-/// beta2 v + (1 - beta2) g'^2
-template <class S>
-struct AdamSecondMoment {
-  PenalisedGradient<S> gradient;
-  S decay, rate;  ///< beta2, 1 - beta2
-  DEQ_HOST_DEVICE S operator()(S v, S grad, S theta) const {
-    const S g = gradient(grad, theta);
-    return decay * v + rate * g * g;
-  }
-};
-
-/// theta - step m / (sqrt(v) / root + epsilon)
-template <class S>
-struct AdamStep {
-  const S* step_root;  ///< in the backend's memory: they change from step to step
-  S epsilon;
-  DEQ_HOST_DEVICE S operator()(S theta, S m, S v) const {
-    return theta - step_root[0] * m / (std::sqrt(v) / step_root[1] + epsilon);
-  }
-};
-
-}  // namespace detail
 
 /// Adam (Kingma and Ba, 2015) with the semantics of torch.optim.Adam. Step t = 1, 2, ... computes
 ///
@@ -89,7 +48,7 @@ class Adam {
     require(options.epsilon > 0, "Adam: epsilon must be > 0, got ", options.epsilon);
     require(options.weight_decay >= 0, "Adam: weight_decay must be >= 0, got ",
             options.weight_decay);
-    step_root_.resize(2);
+    step_numbers_.resize(2);
     for (const Parameter<B>& p : parameters) {
       first_.emplace_back(p.value.shape(), Scalar(0));
       second_.emplace_back(p.value.shape(), Scalar(0));
@@ -110,26 +69,19 @@ class Adam {
     const auto t = static_cast<double>(steps_);
     const std::array<Scalar, 2> numbers{scalar(learning_rate / (1 - std::pow(options_.beta1, t))),
                                         scalar(std::sqrt(1 - std::pow(options_.beta2, t)))};
-    B::upload_bytes(step_root_.data(), numbers.data(), sizeof numbers);
+    B::upload_bytes(step_numbers_.data(), numbers.data(), sizeof numbers);
   }
   /// The part of a step that may be recorded (backend/cuda/graph.cuh).
   void apply(std::span<const Parameter<B>> parameters) {
     require_parameters(parameters);
-    const detail::PenalisedGradient<Scalar> gradient{scalar(options_.weight_decay)};
-    const detail::AdamFirstMoment<Scalar> first{gradient, scalar(1 - options_.beta1)};
-    const detail::AdamSecondMoment<Scalar> second{gradient, scalar(options_.beta2),
-                                                  scalar(1 - options_.beta2)};
-    const detail::AdamStep<Scalar> update{step_root_.data(), scalar(options_.epsilon)};
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
-      const Index n = parameters[i].value.size();
-      Scalar* const theta = parameters[i].value.data();
-      const Scalar* const grad = parameters[i].grad.data();
-      Scalar* const m = first_[i].data();
-      Scalar* const v = second_[i].data();
-      elementwise(B{}, n, first, m, m, grad, theta);
-      elementwise(B{}, n, second, v, v, grad, theta);
-      elementwise(B{}, n, update, theta, theta, m, v);
-    }
+    const AdamStep<Scalar> step{scalar(options_.weight_decay), scalar(1 - options_.beta1),
+                                scalar(options_.beta2),        scalar(1 - options_.beta2),
+                                scalar(options_.epsilon),      step_numbers_.data()};
+    PoolVector<AdamTensor<Scalar>> list;
+    for (std::size_t i = 0; i < parameters.size(); ++i)
+      list.push_back({parameters[i].value.data(), parameters[i].grad.data(), first_[i].data(),
+                      second_[i].data(), parameters[i].value.size()});
+    adam_step(B{}, step, std::span<const AdamTensor<Scalar>>(list));
   }
 
   /// Steps taken so far, t.
@@ -175,7 +127,7 @@ class Adam {
 
   AdamOptions options_;
   std::vector<Tensor<B>> first_, second_;
-  Array<B> step_root_;
+  Array<B> step_numbers_;
   std::int64_t steps_ = 0;
 };
 

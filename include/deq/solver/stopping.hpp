@@ -358,12 +358,17 @@ class Evaluator {
   using S = typename B::Scalar;
 
  public:
-  /// Returns f of the active columns of z, in the compact batch that it owns.
+  /// Returns f of the active columns of z, compact; it stays until the next call.
   template <class Map>
   BatchView<const S> operator()(Map& f, Samples a, BatchView<const S> z) {
-    const BatchView<S> out = f_.batch(z.dim, a.count);
-    f.evaluate(a, compact(a, z), out);
-    return out;
+    const BatchView<const S> active = compact(a, z);
+    if constexpr (requires { f.value(a, active); }) {
+      return f.value(a, active);
+    } else {
+      const BatchView<S> out = f_.batch(z.dim, a.count);
+      f.evaluate(a, active, out);
+      return out;
+    }
   }
   /// The active columns of z, packed; z itself if all are active.
   BatchView<const S> compact(Samples a, BatchView<const S> z) {

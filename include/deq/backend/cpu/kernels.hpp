@@ -3,6 +3,7 @@
 // by argument-dependent lookup on its tag, when they are instantiated; neither includes the other.
 #pragma once
 
+#include <deq/backend/cpu/adam.hpp>
 #include <deq/backend/cpu/broadcast.hpp>
 #include <deq/backend/cpu/compiled_kernels.hpp>
 #include <deq/backend/cpu/conv.hpp>

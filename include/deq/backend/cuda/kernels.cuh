@@ -3,6 +3,7 @@
 // by argument-dependent lookup on its tag, when they are instantiated; neither includes the other.
 #pragma once
 
+#include <deq/backend/cuda/adam.cuh>
 #include <deq/backend/cuda/broadcast.cuh>
 #include <deq/backend/cuda/conv.cuh>
 #include <deq/backend/cuda/cuda.cuh>

@@ -97,6 +97,7 @@ TEST_CASE_TEMPLATE("A convolution and its gradients", B, DEQ_PRECISIONS) {
 }
 
 TEST_CASE_TEMPLATE("Statistics taken while a convolution writes", B, DEQ_PRECISIONS) {
+  using S = typename B::Scalar;
   for (const Conv2dGeometry& g : geometries)
     for (const bool shared : {false, true}) {
       NormGeometry n{g.samples, g.out_channels, g.out_pixels(), g.out_channels, shared};
@@ -106,12 +107,12 @@ TEST_CASE_TEMPLATE("Statistics taken while a convolution writes", B, DEQ_PRECISI
                   out = g.samples * g.out_channels * g.out_pixels();
       const Index statistics = (shared ? 1 : g.samples) * n.groups();
       both<B>({random(in, 1), random(g.out_channels * g.patch(), 2), random(g.out_channels, 3)},
-              {out, statistics, statistics}, 4 * tolerance<B>(g.patch()),
+              {out, statistics, statistics, statistics}, 4 * tolerance<B>(g.patch()),
               [&](auto backend, auto x, auto y) {
                 const auto packed = scratch(backend, nhwc_packed_size(backend, g, false));
                 nhwc_pack(backend, g, false, x[1], packed.data());
                 nhwc_conv2d_statistics(backend, g, n, x[0], packed.data(), {.bias = x[2]}, y[0],
-                                       y[1], y[2]);
+                                       {S(0.1), y[1], y[2], y[3]});
               });
     }
 }

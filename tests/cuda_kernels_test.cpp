@@ -346,9 +346,10 @@ NhwcSink<S> sink(S* to, Wanted wanted) {
 
 TEST_CASE_TEMPLATE("nhwc_statistics", S, float, double) {
   for_each_case<S>(nhwc_cases, [](const Case<S>& c) {
-    const Lists<S> out{unset<S>(c.statistics()), unset<S>(c.statistics())};
+    const Lists<S> out{unset<S>(c.statistics()), unset<S>(c.statistics()),
+                       unset<S>(c.statistics())};
     const auto statistics = [&](auto b, const auto& in, const auto& to) {
-      nhwc_statistics(b, c.g, in[0], to[0], to[1]);
+      nhwc_statistics(b, c.g, in[0], {S(0.1), to[0], to[1], to[2]});
     };
     check<S>({c.image(1)}, out, c.terms(), statistics);
     // A large mean costs no accuracy but that of the mean itself.
@@ -384,12 +385,12 @@ TEST_CASE_TEMPLATE("group_statistics_of_moments leaves out parts without pixels"
       }
     const Lists<S> out{unset<S>(c.statistics()), unset<S>(c.statistics())};
     const auto y = run<Cuda<S>>({moments}, out, [&](auto, const auto& in, const auto& to) {
-      cuda::group_statistics_of_moments(c.g, parts, in[0], to[0], to[1]);
+      cuda::group_statistics_of_moments<S>(c.g, parts, in[0], {S(0.1), to[0], nullptr, to[1]});
     });
     check_close(y,
                 run<Cpu<S>>({x}, out,
                             [&](auto b, const auto& in, const auto& to) {
-                              nhwc_statistics(b, c.g, in[0], to[0], to[1]);
+                              nhwc_statistics(b, c.g, in[0], {S(0.1), to[0], nullptr, to[1]});
                             }),
                 c.terms());
   });
@@ -471,7 +472,7 @@ TEST_CASE_TEMPLATE("a sample has the same bits alone", S, float, double) {
                            unset<S>(channels), unset<S>(channels)},
                           [&](auto b, const auto& x, const auto& to) {
                             group_statistics(b, g, S(0.1), x[0], to[0], to[1]);
-                            nhwc_statistics(b, g, x[0], to[2], to[3]);
+                            nhwc_statistics(b, g, x[0], {S(0.1), to[2], nullptr, to[3]});
                             nhwc_normalize_vjp_sums(b, NhwcNorm<S>{g, to[2], to[3]}, x[0], x[0],
                                                     x[1], to[4], to[5]);
                           });

@@ -60,6 +60,20 @@ struct NormGeometry {
   }
 };
 
+/// Where the statistics of a normalisation go, by NormGeometry::statistic: mean, biased variance
+/// (null: nobody wants it) and 1 / sqrt(variance + eps).
+template <class S>
+struct NormStatistics {
+  S eps;
+  S *mean, *variance, *inverse;
+
+  DEQ_HOST_DEVICE void put(Index i, S m, S v) const {
+    mean[i] = m;
+    if (variance) variance[i] = v;
+    inverse[i] = 1 / std::sqrt(v + eps);
+  }
+};
+
 /// What happens to a convolution x * w before it is normalised: u = (x * w + bias) mask + addend. A
 /// null pointer is a step left out.
 template <class S>

@@ -39,8 +39,10 @@ namespace deq {
   DEQ_KERNEL void nhwc_conv2d_vjp_weight(Cpu<S>, const Conv2dGeometry&, const S*, const S*, S*,    \
                                          bool);                                                    \
   DEQ_KERNEL void nhwc_conv2d_statistics(Cpu<S>, const Conv2dGeometry&, const NormGeometry&,       \
-                                         const S*, const S*, const NhwcConvParts<S>&, S*, S*, S*); \
-  DEQ_KERNEL void nhwc_statistics(Cpu<S>, const NormGeometry&, const S*, S*, S*);                  \
+                                         const S*, const S*, const NhwcConvParts<S>&, S*,          \
+                                         const NormStatistics<S>&);                                \
+  DEQ_KERNEL void nhwc_statistics(Cpu<S>, const NormGeometry&, const S*,                           \
+                                  const NormStatistics<S>&);                                       \
   DEQ_KERNEL void nhwc_normalize(Cpu<S>, const NhwcNorm<S>&, const S*, const S*, S*);              \
   DEQ_KERNEL void nhwc_normalize_vjp_sums(Cpu<S>, const NhwcNorm<S>&, const S*, const S*,          \
                                           const S*, S*, S*);                                       \

@@ -41,33 +41,34 @@ void nhwc_conv2d_vjp_weight(Cpu<S>, const Conv2dGeometry& g, const S* x, const S
 namespace detail {
 /// The statistics of groups from the moments, in `parts` a sample, that take(moments) fills in.
 template <class S, class Take>
-void statistics_of_moments(const NormGeometry& n, Index parts, Take take, S* mean, S* variance) {
+void statistics_of_moments(const NormGeometry& n, Index parts, Take take,
+                           const NormStatistics<S>& to) {
   MomentParts<S> moments{nullptr, n.channels, parts};
   Array<Cpu<S>> numbers(n.samples * parts * moments.part_size());
   moments.data = numbers.data();
   take(moments);
-  group_statistics(n, moments, mean, variance);
+  group_statistics(n, moments, to);
 }
 }  // namespace detail
 
-/// The same, and mean and biased variance of the groups of u.
+/// The same, and the statistics of the groups of u.
 template <class S>
 void nhwc_conv2d_statistics(Cpu<S>, const Conv2dGeometry& g, const NormGeometry& n, const S* x,
-                            const S* packed, const NhwcConvParts<S>& parts, S* u, S* mean,
-                            S* variance) {
+                            const S* packed, const NhwcConvParts<S>& parts, S* u,
+                            const NormStatistics<S>& to) {
   const detail::ConvPlan<S> plan(g, false);
   const auto take = [&](const detail::MomentParts<S>& moments) {
     plan.run(x, packed, {parts, moments}, u);
   };
-  detail::statistics_of_moments(n, plan.pieces.parts(), take, mean, variance);
+  detail::statistics_of_moments(n, plan.pieces.parts(), take, to);
 }
-/// Mean and biased variance of the groups of u.
+/// The statistics of the groups of u.
 template <class S>
-void nhwc_statistics(Cpu<S>, const NormGeometry& n, const S* u, S* mean, S* variance) {
+void nhwc_statistics(Cpu<S>, const NormGeometry& n, const S* u, const NormStatistics<S>& to) {
   const auto take = [&](const detail::MomentParts<S>& moments) {
     detail::channel_moments(n, u, moments);
   };
-  detail::statistics_of_moments(n, detail::pixel_pieces(n).parts(), take, mean, variance);
+  detail::statistics_of_moments(n, detail::pixel_pieces(n).parts(), take, to);
 }
 
 /// y = relu((u - mean) inverse weight + bias + residual).

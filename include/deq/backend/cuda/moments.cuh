@@ -27,7 +27,8 @@ struct MomentParts {
 
 /// Each statistic by a team of `size` threads.
 template <int size, class S>
-void add_moments(const NormGeometry& g, const MomentParts<const S>& moments, S* mean, S* variance) {
+void add_moments(const NormGeometry& g, const MomentParts<const S>& moments,
+                 const NormStatistics<S>& to) {
   const Index samples = g.shared ? 1 : g.samples, groups = g.groups();
   const Index parts = moments.parts * (g.shared ? g.samples : 1);
   for_each_team<size>(samples * groups, [=] __device__(Index s, Team<size> team) {
@@ -52,21 +53,20 @@ void add_moments(const NormGeometry& g, const MomentParts<const S>& moments, S* 
     });
     team.add(squares);
     if (team.rank != 0) return;
-    mean[s] = m;
-    variance[s] = squares[0] / count;
+    to.put(s, m, squares[0] / count);
   });
 }
-/// Mean and biased variance of every group, of every sample or of all of them, from the moments of
+/// The statistics of every group, of every sample or of all of them, from the moments of
 /// the channels in `parts` a sample (Chan, Golub and LeVeque, 1979), as MomentParts has them. Of a
 /// part that counts no pixels nothing else is read.
 template <class S>
-void group_statistics_of_moments(const NormGeometry& g, Index parts, const S* moments, S* mean,
-                                 S* variance) {
+void group_statistics_of_moments(const NormGeometry& g, Index parts, const S* moments,
+                                 const NormStatistics<S>& to) {
   const MomentParts<const S> all{moments, g.channels, parts};
   if (g.shared)  // few statistics, of many parts
-    add_moments<threads>(g, all, mean, variance);
+    add_moments<threads>(g, all, to);
   else
-    add_moments<warp_threads>(g, all, mean, variance);
+    add_moments<warp_threads>(g, all, to);
 }
 
 }  // namespace deq::cuda

@@ -38,16 +38,16 @@ void nhwc_conv2d_vjp_weight(Cuda<S, P>, const Conv2dGeometry& g, const S* x, con
                             bool accumulate) {
   cuda::weight_gradient<cuda::Arithmetic<S, P>>(g, x, dy, dw, accumulate);
 }
-/// u = (x * w + bias) mask + addend, and mean and biased variance of the groups of u.
+/// u = (x * w + bias) mask + addend, and the statistics of the groups of u.
 template <class S, class P>
 void nhwc_conv2d_statistics(Cuda<S, P>, const Conv2dGeometry& g, const NormGeometry& n, const S* x,
-                            const S* packed, const NhwcConvParts<S>& parts, S* u, S* mean,
-                            S* variance) {
+                            const S* packed, const NhwcConvParts<S>& parts, S* u,
+                            const NormStatistics<S>& to) {
   const Index a_sample = cuda::Segments(static_cast<int>(g.out_pixels())).a_sample;
   const cuda::Scratch<S> moments(g.samples * a_sample *
                                  cuda::MomentParts<S>::part_size(n.channels));
   cuda::convolve<cuda::Arithmetic<S, P>, S>(g, false, x, packed, {parts, u, moments.data()});
-  cuda::group_statistics_of_moments(n, a_sample, moments.data(), mean, variance);
+  cuda::group_statistics_of_moments(n, a_sample, moments.data(), to);
 }
 
 }  // namespace deq

@@ -133,14 +133,14 @@ void channel_moments(const PixelPieces& pieces, const S* x, S* out) {
 
 }  // namespace cuda
 
-/// Mean and biased variance of the groups of u.
+/// The statistics of the groups of u.
 template <class S>
-void nhwc_statistics(Cuda<S>, const NormGeometry& n, const S* u, S* mean, S* variance) {
+void nhwc_statistics(Cuda<S>, const NormGeometry& n, const S* u, const NormStatistics<S>& to) {
   const cuda::PixelPieces pieces(n);
   const cuda::Scratch<S> moments(n.samples * pieces.parts *
                                  cuda::MomentParts<S>::part_size(n.channels));
   cuda::channel_moments(pieces, u, moments.data());
-  cuda::group_statistics_of_moments(n, pieces.parts, moments.data(), mean, variance);
+  cuda::group_statistics_of_moments(n, pieces.parts, moments.data(), to);
 }
 
 // All that a pass needs of its pixels is read before it writes any of them: a load need not wait

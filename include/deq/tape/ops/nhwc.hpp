@@ -54,6 +54,13 @@ struct AppliedNorm {
                            : Tensor<B>({geometry.samples, geometry.groups()});
   }
 
+  /// Makes mean and inverse, for somebody to fill; the variance may be an empty tensor.
+  NormStatistics<S> new_statistics(S eps, const Tensor<B>& variance) {
+    mean = statistic();
+    inverse = statistic();
+    return {eps, mean.data(), variance.data(), inverse.data()};
+  }
+
   NhwcNorm<S> with(const Tensor<B>& weight, const Tensor<B>& bias) const {
     return {geometry, mean.data(), inverse.data(), weight.data(), bias.data(), relu};
   }
@@ -198,10 +205,7 @@ struct GroupNorm {
     if (weight)
       detail::require_channels("nhwc::group_norm", "the weight", u.shape(), weight.shape());
     if (bias) detail::require_channels("nhwc::group_norm", "the bias", u.shape(), bias.shape());
-    norm.mean = norm.statistic();
-    const Tensor<B> variance = norm.statistic();
-    nhwc_statistics(B{}, norm.geometry, u.data(), norm.mean.data(), variance.data());
-    norm.inverse = deq::detail::inverse_deviation(variance, eps);
+    nhwc_statistics(B{}, norm.geometry, u.data(), norm.new_statistics(eps, {}));
     Tensor<B> y(u.shape());
     nhwc_normalize(B{}, norm.with(weight, bias), u.data(), static_cast<const S*>(nullptr),
                    y.data());
@@ -280,19 +284,17 @@ struct ConvNorm {
     const NhwcConvParts<S> parts{operand(in, bias).data(), operand(in, mask).data(),
                                  operand(in, addend).data()};
     const Tensor<B> weight = packed(in, false);
-    Tensor<B> variance;
+    const S eps = static_cast<S>(options.eps);
     if (norm.constant) {
       nhwc_conv2d(B{}, geometry, in[x].data(), weight.data(), parts, u.data());
       norm.mean = batch->running_mean;
-      variance = batch->running_var;
+      norm.inverse = deq::detail::inverse_deviation(batch->running_var, eps);
     } else {
-      norm.mean = norm.statistic();
-      variance = norm.statistic();
+      const Tensor<B> variance = batch ? norm.statistic() : Tensor<B>();
       nhwc_conv2d_statistics(B{}, geometry, norm.geometry, in[x].data(), weight.data(), parts,
-                             u.data(), norm.mean.data(), variance.data());
+                             u.data(), norm.new_statistics(eps, variance));
       if (batch) batch->count_in(norm.mean, variance, norm.geometry.count(), momentum);
     }
-    norm.inverse = deq::detail::inverse_deviation(variance, static_cast<S>(options.eps));
     Tensor<B> y = recorded ? Tensor<B>(u.shape()) : u;
     nhwc_normalize(B{}, norm.with(operand(in, scale), operand(in, shift)), u.data(),
                    static_cast<const S*>(operand(in, residual).data()), y.data());

@@ -62,10 +62,11 @@ void channel_moments(const NormGeometry& g, const S* x, const MomentParts<S>& mo
   });
 }
 
-/// Mean and biased variance of every group, of every sample or of all of them, from the moments of
+/// The statistics of every group, of every sample or of all of them, from the moments of
 /// the channels' parts (Chan, Golub and LeVeque, 1979).
 template <class S>
-void group_statistics(const NormGeometry& g, const MomentParts<S>& moments, S* mean, S* variance) {
+void group_statistics(const NormGeometry& g, const MomentParts<S>& moments,
+                      const NormStatistics<S>& to) {
   const Index width = g.channels_per_statistic;
   const Index samples = g.shared ? 1 : g.samples;
   const Index parts = moments.parts * (g.shared ? g.samples : 1);
@@ -88,8 +89,7 @@ void group_statistics(const NormGeometry& g, const MomentParts<S>& moments, S* m
       for_each_part([&](S k, S part_mean, S part_squares) {
         squares += part_squares + k * (part_mean - m) * (part_mean - m);
       });
-      mean[n * g.groups() + group] = m;
-      variance[n * g.groups() + group] = squares / count;
+      to.put(n * g.groups() + group, m, squares / count);
     }
 }
 

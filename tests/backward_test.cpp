@@ -419,6 +419,21 @@ TEST_CASE("Identities: Gdeq is the same for both storages, and exact with the ex
   }
 }
 
+TEST_CASE("Gdeq is as good with steps stored as bfloat16") {
+  using B = Cpu<double>;
+  const Stopping stopping{.max_iterations = 12, .relative_tolerance = 0};
+  const Family<B, Broyden<StepsOnly>> full(Broyden<StepsOnly>{.stopping = stopping});
+  const Family<B, Broyden<CompactSteps>> compact(Broyden<CompactSteps>{.stopping = stopping});
+  const Adjoints a = full.adjoints(Gdeq{}), b = compact.adjoints(Gdeq{}),
+                 jfb = full.adjoints(Jfb{});
+  for (Index s = 0; s < full.count; ++s) {
+    const double of_full = a.report.samples[at(s)].residual,
+                 of_compact = b.report.samples[at(s)].residual;
+    CHECK(of_compact < 1.1 * of_full);
+    CHECK(of_compact < jfb.report.samples[at(s)].residual);
+  }
+}
+
 TEST_CASE("Gdeq takes Anderson's inverse as well; it is better than Jfb here") {
   const Family<Cpu<double>, Anderson> family(Anderson{.memory = 8});
   const Adjoints gdeq = family.adjoints(Gdeq{}), jfb = family.adjoints(Jfb{});

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include <array>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -13,6 +15,7 @@
 
 #include <doctest/doctest.h>
 
+#include <deq/core/bfloat16.hpp>
 #include <deq/core/error.hpp>
 #include <deq/core/host_pool.hpp>
 #include <deq/core/parallel.hpp>
@@ -340,4 +343,22 @@ TEST_CASE("a thread gets the memory that it gave back itself, before any other")
   CHECK(pool.system_requests() == requests);
   for (void* const block : all) pool.release(block, bytes);
   pool.trim();
+}
+
+TEST_CASE("Bfloat16 rounds to the nearest, ties to even, and keeps what is no number") {
+  const auto rounded = [](float x) { return static_cast<float>(deq::Bfloat16(x)); };
+  for (const float x : {0.f, 1.f, -1.f, 0.5f, 256.f, -3.140625f, 0x1p-126f, 0x1p-133f})
+    CHECK(rounded(x) == x);
+  CHECK(rounded(1 + 0x1p-9f) == 1);                // below the middle
+  CHECK(rounded(1 + 0x1p-8f) == 1);                // the middle: to even
+  CHECK(rounded(1 + 3 * 0x1p-8f) == 1 + 0x1p-6f);  // the middle: to even
+  CHECK(rounded(1 + 0x1p-8f + 0x1p-20f) == 1 + 0x1p-7f);
+  CHECK(rounded(-1 - 0x1p-8f - 0x1p-20f) == -1 - 0x1p-7f);
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  CHECK(rounded(std::numeric_limits<float>::max()) == infinity);
+  CHECK(rounded(-infinity) == -infinity);
+  CHECK(std::isnan(rounded(std::numeric_limits<float>::quiet_NaN())));
+  CHECK(std::isnan(rounded(std::bit_cast<float>(0x7f800001u))));
+  CHECK(std::signbit(rounded(-0.f)));
+  CHECK(static_cast<float>(deq::Bfloat16(1.0 / 3)) == 0x1.56p-2f);
 }

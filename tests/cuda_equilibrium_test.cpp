@@ -150,6 +150,7 @@ TEST_CASE_TEMPLATE("Every solver and every policy gives what it gives on the CPU
                 .refinement = Gdeq::Refinement::minimal_residual,
                 .min_norm_ratio = 0.1,
                 .max_norm_ratio = 10});
+  check<S>("Broyden<CompactSteps>, Gdeq", Broyden<CompactSteps>{.stopping = stopping}, Gdeq{});
   check<S>("Broyden<Pairs, Armijo>, Npg", Broyden<Pairs, Armijo>{.stopping = stopping}, Npg{});
   check<S>("Broyden, Implicit<Gmres>", Broyden<>{.stopping = stopping},
            Implicit<Gmres>{{.stopping = stopping, .restart = 10}});

@@ -84,6 +84,7 @@ void check_recorded(const Solver& solver, const Policy& policy) {
 TEST_CASE("A recorded solve and its gradient, with every solver and policy") {
   const Stopping stopping{.max_iterations = 20, .relative_tolerance = 1e-4};
   check_recorded(Broyden<StepsOnly>{.stopping = stopping}, Gdeq{.max_norm_ratio = 1.01});
+  check_recorded(Broyden<CompactSteps>{.stopping = stopping}, Gdeq{});
   check_recorded(Broyden<>{.stopping = stopping, .memory = 5}, Gdeq{.refinements = 1});
   check_recorded(Broyden<Pairs, Armijo>{.stopping = stopping}, Jfb{});
   check_recorded(Anderson{.stopping = stopping, .memory = 3}, Npg{});

@@ -28,7 +28,7 @@ bool trains() {
                           .expansion = 2};
   Mdeq<B> model(config);
   Adam<B> adam(model.parameters());
-  MdeqClassifier<B, Broyden<StepsOnly>, Gdeq> classifier(model);
+  MdeqClassifier<B, Broyden<CompactSteps>, Gdeq> classifier(model);
   const ImageTransform<B> transform({.height = 16, .width = 16});
   const std::vector<std::uint8_t> bytes(4 * 3 * 256, 100);
   const Array<B, std::uint8_t> images(static_cast<Index>(bytes.size()));

@@ -335,6 +335,23 @@ TEST_CASE("There is one pair a step, less one where the last step converged") {
   check(Broyden<StepsOnly>{.stopping = stopping, .memory = 60});
 }
 
+TEST_CASE("Steps stored as bfloat16 converge as others do, and to the same accuracy") {
+  const Stopping stopping{.max_iterations = 60, .relative_tolerance = 1e-12};
+  auto f = family_map();
+  const std::vector<double> z0(36);
+  Broyden<StepsOnly>::Workspace<B> full;
+  Broyden<CompactSteps>::Workspace<B> compact;
+  const auto a =
+      solve<KeepInverse::yes>(Broyden<StepsOnly>{.stopping = stopping, .memory = 60}, f, z0, full);
+  const auto b = solve<KeepInverse::yes>(Broyden<CompactSteps>{.stopping = stopping, .memory = 60},
+                                         f, z0, compact);
+  for (Index s = 0; s < 3; ++s) {
+    CHECK(b.sample(s).status == SolveStatus::converged);
+    CHECK(b.sample(s).iterations <= a.sample(s).iterations + 1);
+  }
+  CHECK(relative_error(b.z, a.z) < 1e-10);
+}
+
 TEST_CASE("Steps and pairs give the same iterates and the same inverse to rounding") {
   for (const Index memory : {20, 4}) {
     auto f = family_map(), h = family_map();

@@ -47,7 +47,7 @@ using deq::MdeqConfig;
 using deq::Shape;
 using deq::cuda::Graph;
 using Plain = deq::Cuda<float>;  ///< what does not multiply is the same in every precision
-using Storage = deq::StepsOnly;
+using Storage = deq::CompactSteps;
 
 constexpr int forward_iterations = 18;
 constexpr double float_bytes = sizeof(float);

@@ -63,7 +63,7 @@ Solver make_solver(int iterations, double tolerance) {
   Solver solver;
   solver.stopping.max_iterations = iterations;
   solver.stopping.relative_tolerance = tolerance;
-  if constexpr (std::is_same_v<Solver, deq::Broyden<>>) solver.memory = iterations;
+  if constexpr (requires { solver.when_full; }) solver.memory = iterations;
   return solver;
 }
 
@@ -97,6 +97,8 @@ std::unique_ptr<Method<B>> make_method(const std::string& gradient, const Option
     return detail::make_method<deq::Anderson>(gradient, options, model);
   if (options.solver == "fixed-point")
     return detail::make_method<deq::FixedPoint>(gradient, options, model);
+  if (options.solver == "broyden-compact")
+    return detail::make_method<deq::Broyden<deq::CompactSteps>>(gradient, options, model);
   return detail::make_method<deq::Broyden<>>(gradient, options, model);
 }
 

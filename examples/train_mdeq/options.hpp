@@ -127,8 +127,10 @@ inline bool parse(int argc, const char* const* argv, Options& o) {
   cli.choice("--model", o.model, {"tiny", "large", "demo"},
              "159 thousand parameters, 11 million, or a small one on images of 16 x 16");
   cli.choice("--gradient", o.gradient, gradient_names, "how the equilibrium is differentiated");
-  cli.choice("--solver", o.solver, {"broyden", "anderson", "fixed-point"},
-             "of the equilibrium, and of implicit's linear system");
+  cli.choice(
+      "--solver", o.solver, {"broyden", "broyden-compact", "anderson", "fixed-point"},
+      "of the equilibrium, and of implicit's linear system; compact: a quarter of the memory, "
+      "steps as bfloat16");
   cli.option("--forward-iterations N", o.forward_iterations, "at most, to solve", {.min = 1});
   cli.option("--backward-iterations N", o.backward_iterations, "at most, of implicit", {.min = 1});
   cli.option("--tolerance T", o.tolerance, "relative residual at which a solve ends", {.min = 0.0});

@@ -15,6 +15,7 @@
 
 #include <deq/backend/array.hpp>
 #include <deq/backend/concept.hpp>
+#include <deq/core/bfloat16.hpp>
 #include <deq/core/parallel.hpp>
 
 #include "maps.hpp"
@@ -386,6 +387,81 @@ TEST_CASE_TEMPLATE("Extend forms a new vector, keeps it, adds it and takes its n
         CHECK(near(squared.now()[at(s)], is_active(s) ? sum : -1, is_active(s) ? sum : 1));
       }
     }
+}
+
+TEST_CASE_TEMPLATE("A basis may be stored as bfloat16", B, DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  constexpr Index capacity = 3;
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  for (const Index dim : dims) {
+    // The same basis, rounded, stored both ways.
+    std::vector<Bfloat16> compact;
+    std::vector<double> rounded;
+    for (const double v : Random(70).vector(count * capacity * dim)) {
+      compact.push_back(Bfloat16(v));
+      rounded.push_back(static_cast<double>(static_cast<float>(compact.back())));
+    }
+    Mirror<B, Bfloat16> h(compact);
+    auto plain = numbers<B>(rounded);
+    Mirror<B, Index> rank({0, 2, 0, 3, 1, 0}), slot({-1, 2, -1, -1, 1, -1});
+    auto f = random_batch<B>(dim * 3, 71), z = random_batch<B>(dim * count, 72),
+         alpha = numbers<B>({0, 0.7, 0, 1, 0, 0}), c = random_batch<B>(count * capacity, 73);
+    const auto run = [&](auto basis) {
+      auto g = random_batch<B>(dim * count, 74), moved = random_batch<B>(dim * count, 75),
+           gg = random_batch<B>(count, 76), ff = random_batch<B>(count, 77),
+           p = random_batch<B>(count * capacity, 78), q = random_batch<B>(count * capacity, 79),
+           y = random_batch<B>(dim * count, 80), yy = random_batch<B>(count, 81);
+      B::residual(a, f.batch(dim), z.batch(dim), g.batch(dim), gg.data(), ff.data(), basis,
+                  rank.data(), p.data());
+      B::project(a, basis, rank.data(), z.batch(dim), q.data());
+      B::combine(a, basis, rank.data(), c.data(), S(-1), z.batch(dim), y.batch(dim));
+      B::extend(a, basis, rank.data(), c.data(), alpha.data(), g.batch(dim), slot.data(),
+                moved.batch(dim), yy.data());
+      return std::vector<std::vector<S>>{g.now(), gg.now(), ff.now(),    p.now(),
+                                         q.now(), y.now(),  moved.now(), yy.now()};
+    };
+    const auto expected = run(plain.basis(dim, capacity));
+    const auto got = run(BasisView<Bfloat16>{h.data(), dim, capacity});
+    // All but what `extend` makes is the same; that is rounded.
+    for (std::size_t i = 0; i < 6; ++i) {
+      bool right = true;
+      for (std::size_t k = 0; k < got[i].size(); ++k)
+        right = right && near(got[i][k], static_cast<double>(expected[i][k]),
+                              4 * std::sqrt(static_cast<double>(dim)));
+      CHECK_MESSAGE(right, "result ", i, ", dim ", dim);
+    }
+    const auto start = random_batch<B>(dim * count, 75).before();
+    const auto made = h.now();
+    for (const Index s : active) {
+      const Index to = slot.before()[at(s)];
+      double squared = 0;
+      bool right = true;
+      for (Index k = 0; k < dim; ++k) {
+        const std::size_t place = at(s * dim + k);
+        const auto from = static_cast<double>(start[place]);
+        const double step = static_cast<double>(got[6][place]) - from,
+                     exact = static_cast<double>(expected[6][place]) - from;
+        right = right && std::abs(step - exact) <= 0x1p-8 * std::abs(exact) + 1e-6;
+        const double stored =
+            to < 0
+                ? step
+                : static_cast<double>(static_cast<float>(made[at((s * capacity + to) * dim + k)]));
+        right = right && std::abs(step - stored) <= 1e-6;
+        squared += step * step;
+      }
+      CHECK_MESSAGE(right, "dim ", dim);
+      CHECK(static_cast<double>(got[7][at(s)]) == doctest::Approx(squared).epsilon(1e-4));
+    }
+    // Vectors of other slots and other samples stay as they are.
+    bool untouched = true;
+    for (Index v = 0; v < count * capacity; ++v) {
+      if (is_active(v / capacity) && slot.before()[at(v / capacity)] == v % capacity) continue;
+      untouched = untouched && std::memcmp(&made[at(v * dim)], &compact[at(v * dim)],
+                                           at(dim) * sizeof(Bfloat16)) == 0;
+    }
+    CHECK(untouched);
+  }
 }
 
 TEST_CASE_TEMPLATE("Blocks make up the range", B, DEQ_CONTRACT_BACKENDS) {

@@ -93,35 +93,42 @@ struct NaiveBackend {
       axpby(alpha[a[j]], x.col(a[j]), beta[a[j]], y.col(a[j]), x.dim);
   }
 
-  static void project(Samples a, ConstBasis h, const Index* rank, ConstView x, S* out) {
+  template <class T>
+  static void project(Samples a, deq::BasisView<T> h, const Index* rank, ConstView x, S* out) {
     for (Index j = 0; j < a.count; ++j)
       for (Index i = 0; i < rank[a[j]]; ++i)
         out[a[j] * h.capacity + i] = dot(h.vec(a[j], i), x.col(a[j]), h.dim);
   }
+  template <class T>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       ConstBasis h, const Index* rank, S* out) {
+                       deq::BasisView<T> h, const Index* rank, S* out) {
     residual(a, f, z, g, g_squared, f_squared);
     project(a, h, rank, g, out);
   }
-  static void combine(Samples a, ConstBasis h, const Index* rank, const S* coefficient, S alpha,
-                      ConstView x, View y) {
+  template <class T>
+  static void combine(Samples a, deq::BasisView<T> h, const Index* rank, const S* coefficient,
+                      S alpha, ConstView x, View y) {
     for (Index j = 0; j < a.count; ++j)
       for (Index k = 0; k < h.dim; ++k) {
         S sum = alpha * x.col(a[j])[k];
         for (Index i = 0; i < rank[a[j]]; ++i)
-          sum += coefficient[a[j] * h.capacity + i] * h.vec(a[j], i)[k];
+          sum += coefficient[a[j] * h.capacity + i] * static_cast<S>(h.vec(a[j], i)[k]);
         y.col(a[j])[k] = sum;
       }
   }
-  static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
-                     ConstView x, const Index* slot, View z, S* squared) {
+  template <class T>
+  static void extend(Samples a, deq::BasisView<T> h, const Index* rank, const S* coefficient,
+                     const S* alpha, ConstView x, const Index* slot, View z, S* squared) {
     for (Index j = 0; j < a.count; ++j) {
       const Index s = a[j];
       squared[s] = 0;
       for (Index k = 0; k < h.dim; ++k) {
         S y = alpha[s] == S(0) ? S(0) : alpha[s] * x.col(s)[k];
-        for (Index i = 0; i < rank[s]; ++i) y += coefficient[s * h.capacity + i] * h.vec(s, i)[k];
-        if (slot[s] >= 0) h.vec(s, slot[s])[k] = y;
+        for (Index i = 0; i < rank[s]; ++i)
+          y += coefficient[s * h.capacity + i] * static_cast<S>(h.vec(s, i)[k]);
+        const T stored = T(y);
+        y = static_cast<S>(stored);
+        if (slot[s] >= 0) h.vec(s, slot[s])[k] = stored;
         if (z.data) z.col(s)[k] += y;
         squared[s] += y * y;
       }
@@ -201,9 +208,10 @@ struct NaiveBackend {
   }
 
  private:
-  static S dot(const S* x, const S* y, Index n) {
+  template <class T>
+  static S dot(const T* x, const S* y, Index n) {
     S sum = 0;
-    for (Index i = 0; i < n; ++i) sum += x[i] * y[i];
+    for (Index i = 0; i < n; ++i) sum += static_cast<S>(x[i]) * y[i];
     return sum;
   }
   static void axpby(S alpha, const S* x, S beta, S* y, Index n) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <deq/core/bfloat16.hpp>
 #include <deq/core/error.hpp>
 #include <deq/inverse/concept.hpp>
 #include <deq/inverse/low_rank_pairs.hpp>
@@ -33,7 +34,11 @@ namespace deq {
 /// reads f, z, S and writes g; `advance` reads g, S, z and writes s, z. That is half the memory of
 /// the pairs. It needs unit steps, and when it is full it can restart or freeze: dropping the
 /// oldest factor is not what dropping a pair means.
-template <Backend B>
+///
+/// Steps may be stored as `Stored` = Bfloat16, a half or a quarter of the memory and of the
+/// traffic. The step that is taken is the one that is stored, so it is known exactly; what is
+/// rounded, to 8 bits, is where H would have led.
+template <Backend B, class Stored = typename B::Scalar>
 class BroydenSteps {
   using S = typename B::Scalar;
 
@@ -196,10 +201,11 @@ class BroydenSteps {
   }
 
  private:
-  BasisView<S> steps() const { return {steps_.data(), dim_, memory_ + 1}; }
+  BasisView<Stored> steps() const { return {steps_.data(), dim_, memory_ + 1}; }
 
   Index dim_ = 0, memory_ = 0;
-  Array<B> steps_, gram_;
+  Array<B, Stored> steps_;
+  Array<B> gram_;
   Array<B, Index> stored_;
 };
 
@@ -209,6 +215,11 @@ struct StepsOnly {
   using Inverse = BroydenSteps<B>;
   static constexpr bool needs_unit_steps = true;
   static constexpr WhenFull default_when_full = WhenFull::restart;
+};
+/// The same with the steps as bfloat16: half of that again where the scalar is float.
+struct CompactSteps : StepsOnly {
+  template <class B>
+  using Inverse = BroydenSteps<B, Bfloat16>;
 };
 
 }  // namespace deq

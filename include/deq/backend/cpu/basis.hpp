@@ -5,14 +5,42 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
 #include <deq/backend/cpu/lanes.hpp>
 #include <deq/backend/cpu/simd.hpp>
+#include <deq/core/bfloat16.hpp>
 
 namespace deq::detail {
 
 /// Numbers of one vector that are worked on while every vector of the basis passes by.
 inline constexpr Index basis_panel = 2048;
+
+template <class S, Index n>
+struct VectorOf {
+  typedef S type __attribute__((vector_size(static_cast<std::size_t>(n) * sizeof(S))));
+};
+/// A vector of S from numbers that are stored as they are, or as bfloat16.
+template <class S, class T>
+DEQ_INLINE inline Simd<S> load_as(const T* from) {
+  if constexpr (std::is_same_v<S, T>) {
+    return load(from);
+  } else {
+    static_assert(std::is_same_v<T, Bfloat16>);
+    constexpr Index n = simd_width<S>;
+    typename VectorOf<std::uint16_t, n>::type stored;
+    std::memcpy(&stored, from, sizeof stored);
+    const auto bits = __builtin_convertvector(stored, typename VectorOf<std::uint32_t, n>::type)
+                      << 16;
+    typename VectorOf<float, n>::type floats;
+    std::memcpy(&floats, &bits, sizeof floats);
+    if constexpr (std::is_same_v<S, float>)
+      return floats;
+    else
+      return __builtin_convertvector(floats, Simd<S>);
+  }
+}
 
 template <class S>
 inline S sum(const Simd<S>& r) {
@@ -24,49 +52,51 @@ inline S sum(const Simd<S>& r) {
 }
 
 /// out_v += h_v . x for N vectors at h, h + stride, ... A product has the same bits whatever N is.
-template <int N, class S>
-inline void add_dots(const S* h, Index stride, const S* x, Index n, S* out) {
+template <int N, class T, class S>
+inline void add_dots(const T* h, Index stride, const S* x, Index n, S* out) {
   constexpr Index w = simd_width<S>;
   Simd<S> low[N] = {}, high[N] = {};
   Index i = 0;
   for (; i + 2 * w <= n; i += 2 * w) {
     const Simd<S> x0 = load(x + i), x1 = load(x + i + w);
     unroll<N>([&](auto v) DEQ_INLINE {
-      low[v] += load(h + v * stride + i) * x0;
-      high[v] += load(h + v * stride + i + w) * x1;
+      low[v] += load_as<S>(h + v * stride + i) * x0;
+      high[v] += load_as<S>(h + v * stride + i + w) * x1;
     });
   }
   if (i + w <= n) {
     const Simd<S> x0 = load(x + i);
-    unroll<N>([&](auto v) DEQ_INLINE { low[v] += load(h + v * stride + i) * x0; });
+    unroll<N>([&](auto v) DEQ_INLINE { low[v] += load_as<S>(h + v * stride + i) * x0; });
     i += w;
   }
   S rest[N] = {};
-  for (; i < n; ++i) unroll<N>([&](auto v) DEQ_INLINE { rest[v] += h[v * stride + i] * x[i]; });
+  for (; i < n; ++i)
+    unroll<N>([&](auto v) DEQ_INLINE { rest[v] += static_cast<S>(h[v * stride + i]) * x[i]; });
   unroll<N>([&](auto v) DEQ_INLINE { out[v] += sum<S>(low[v] + high[v]) + rest[v]; });
 }
 
 /// y += sum_v c_v h_v for N vectors, in the order of v.
-template <int N, class S>
-inline void add_combination(const S* h, Index stride, const S* c, S* y, Index n) {
+template <int N, class T, class S>
+inline void add_combination(const T* h, Index stride, const S* c, S* y, Index n) {
   constexpr Index w = simd_width<S>;
   Index i = 0;
   for (; i + 2 * w <= n; i += 2 * w) {
     Simd<S> y0 = load(y + i), y1 = load(y + i + w);
     unroll<N>([&](auto v) DEQ_INLINE {
-      y0 += c[v] * load(h + v * stride + i);
-      y1 += c[v] * load(h + v * stride + i + w);
+      y0 += c[v] * load_as<S>(h + v * stride + i);
+      y1 += c[v] * load_as<S>(h + v * stride + i + w);
     });
     store(y + i, y0);
     store(y + i + w, y1);
   }
   if (i + w <= n) {
     Simd<S> y0 = load(y + i);
-    unroll<N>([&](auto v) DEQ_INLINE { y0 += c[v] * load(h + v * stride + i); });
+    unroll<N>([&](auto v) DEQ_INLINE { y0 += c[v] * load_as<S>(h + v * stride + i); });
     store(y + i, y0);
     i += w;
   }
-  for (; i < n; ++i) unroll<N>([&](auto v) DEQ_INLINE { y[i] += c[v] * h[v * stride + i]; });
+  for (; i < n; ++i)
+    unroll<N>([&](auto v) DEQ_INLINE { y[i] += c[v] * static_cast<S>(h[v * stride + i]); });
 }
 
 /// body(integral_constant N, first) over groups of at most `most` of `count` vectors.
@@ -82,15 +112,15 @@ DEQ_INLINE inline void in_groups(Index count, Body&& body) {
 
 /// out_v += h_v . x for the first `rank` vectors of sample s, the numbers [first, first + n) of
 /// each.
-template <class S>
-inline void add_dots(BasisView<const S> h, Index s, Index rank, Index first, Index n, const S* x,
+template <class T, class S>
+inline void add_dots(BasisView<const T> h, Index s, Index rank, Index first, Index n, const S* x,
                      S* out) {
   in_groups<4>(rank,
                [&](auto N, Index v) { add_dots<N>(h.vec(s, v) + first, h.dim, x, n, out + v); });
 }
 /// y += sum_v c_v h_v, likewise.
-template <class S>
-inline void add_combination(BasisView<const S> h, Index s, Index rank, Index first, Index n,
+template <class T, class S>
+inline void add_combination(BasisView<const T> h, Index s, Index rank, Index first, Index n,
                             const S* c, S* y) {
   in_groups<4>(
       rank, [&](auto N, Index v) { add_combination<N>(h.vec(s, v) + first, h.dim, c + v, y, n); });

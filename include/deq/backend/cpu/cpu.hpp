@@ -78,17 +78,20 @@ struct Cpu {
          [=](Index s, Index) { axpby_column(alpha[s], x.col(s), beta[s], y.col(s), x.dim); });
   }
 
-  static void project(Samples a, ConstBasis h, const Index* rank, ConstView x, S* out) {
+  // A basis may be stored as S or as Bfloat16.
+  template <class T>
+  static void project(Samples a, BasisView<T> h, const Index* rank, ConstView x, S* out) {
     over(a, h.dim * std::max<Index>(h.capacity, 1), [=](Index s, Index) {
       S* c = out + s * h.capacity;
       std::fill_n(c, rank[s], S(0));
       detail::in_panels(h.dim, [&](Index first, Index n) {
-        detail::add_dots(h, s, rank[s], first, n, x.col(s) + first, c);
+        detail::add_dots(BasisView<const T>(h), s, rank[s], first, n, x.col(s) + first, c);
       });
     });
   }
+  template <class T>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       ConstBasis h, const Index* rank, S* out) {
+                       BasisView<T> h, const Index* rank, S* out) {
     over(a, h.dim * (h.capacity + 1), [=](Index s, Index j) {
       S* c = out + s * h.capacity;
       std::fill_n(c, rank[s], S(0));
@@ -96,13 +99,14 @@ struct Cpu {
       detail::in_panels(h.dim, [&](Index first, Index n) {
         S* gs = g.col(s) + first;
         detail::subtract(f.col(j) + first, z.col(s) + first, gs, n, gg, ff);
-        detail::add_dots<S>(h, s, rank[s], first, n, gs, c);
+        detail::add_dots(BasisView<const T>(h), s, rank[s], first, n, gs, c);
       });
       g_squared[s] = gg;
       f_squared[s] = ff;
     });
   }
-  static void combine(Samples a, ConstBasis h, const Index* rank, const S* coefficient, S alpha,
+  template <class T>
+  static void combine(Samples a, BasisView<T> h, const Index* rank, const S* coefficient, S alpha,
                       ConstView x, View y) {
     over(a, h.dim * (h.capacity + 1), [=](Index s, Index) {
       detail::in_panels(h.dim, [&](Index first, Index n) {
@@ -110,12 +114,14 @@ struct Cpu {
         const S* xs = x.col(s) + first;
         if (xs != ys || alpha != S(1))
           for (Index i = 0; i < n; ++i) ys[i] = alpha * xs[i];
-        detail::add_combination(h, s, rank[s], first, n, coefficient + s * h.capacity, ys);
+        detail::add_combination(BasisView<const T>(h), s, rank[s], first, n,
+                                coefficient + s * h.capacity, ys);
       });
     });
   }
-  static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
-                     ConstView x, const Index* slot, View z, S* squared) {
+  template <class T>
+  static void extend(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
+                     const S* alpha, ConstView x, const Index* slot, View z, S* squared) {
     over(a, h.dim * (h.capacity + 1), [=](Index s, Index) {
       S y[detail::basis_panel];
       S yy = 0;
@@ -123,12 +129,18 @@ struct Cpu {
         const S* xs = x.col(s) + first;
         const S p = alpha[s];
         for (Index i = 0; i < n; ++i) y[i] = p == S(0) ? S(0) : p * xs[i];
-        detail::add_combination<S>(h, s, rank[s], first, n, coefficient + s * h.capacity, y);
+        detail::add_combination(BasisView<const T>(h), s, rank[s], first, n,
+                                coefficient + s * h.capacity, y);
+        if constexpr (!std::is_same_v<S, T>)  // the vector is what is stored of it
+          for (Index i = 0; i < n; ++i) y[i] = static_cast<S>(T(y[i]));
         if (z.data) {
           S* zs = z.col(s) + first;
           for (Index i = 0; i < n; ++i) zs[i] += y[i];
         }
-        if (slot[s] >= 0) copy_column(y, h.vec(s, slot[s]) + first, n);
+        if (slot[s] >= 0) {
+          T* hs = h.vec(s, slot[s]) + first;
+          for (Index i = 0; i < n; ++i) hs[i] = T(y[i]);
+        }
         yy += detail::dot(y, y, n);
       });
       squared[s] = yy;

@@ -11,9 +11,9 @@ namespace deq::cuda {
 /// Sums that stand before the products with the basis in a row of parts: squared norms.
 inline constexpr int norms = 2;
 
-template <class S, class Load>
+template <class S, class T, class Load>
 __global__ void __launch_bounds__(threads)
-    project_kernel(Samples a, BasisView<const S> h, const Index* rank, Load load, S* part) {
+    project_kernel(Samples a, BasisView<const T> h, const Index* rank, Load load, S* part) {
   const Index j = blockIdx.x, s = a[j];
   if (s < 0) return;
   constexpr int warps = threads / warp_threads;
@@ -32,9 +32,9 @@ __global__ void __launch_bounds__(threads)
   for (int k = 0; k < norms; ++k) note(k, norm[k]);
   const Index n = rank[s];
   for (Index v = 0; v < n; ++v) {
-    const S* vector = h.vec(s, v);
+    const T* vector = h.vec(s, v);
     S sum = 0;
-    for_each_in_chunk(h.dim, [&](Index i, int k) { sum += vector[i] * x[k]; });
+    for_each_in_chunk(h.dim, [&](Index i, int k) { sum += static_cast<S>(vector[i]) * x[k]; });
     note(norms + v, sum);
   }
   __syncthreads();
@@ -47,13 +47,13 @@ __global__ void __launch_bounds__(threads)
 }
 /// out_s,i = h_s,i . x_s for i < rank_s, x_s's number i being load(sample, position, i, norm),
 /// which may add to two more sums; put(sample, k, sum) takes those.
-template <class S, class Load, class Put>
-void project(Samples a, BasisView<const S> h, const Index* rank, Load load, S* out, Put put) {
+template <class S, class T, class Load, class Put>
+void project(Samples a, BasisView<const T> h, const Index* rank, Load load, S* out, Put put) {
   const Index width = norms + h.capacity;
   const Scratch<S> part(a.count * divide_up(h.dim, chunk) * width);
   Grid grid = chunks_of(a, h.dim);
   grid.shared_bytes = static_cast<std::size_t>(threads / warp_threads * width) * sizeof(S);
-  launch(grid, project_kernel<S, Load>, a, h, rank, load, part.data());
+  launch(grid, project_kernel<S, T, Load>, a, h, rank, load, part.data());
   add_chunks<S>(a, h.dim, width, part.data(), [=] __device__(Index s, Index k, S sum) {
     if (k < norms)
       put(s, k, sum);
@@ -62,9 +62,9 @@ void project(Samples a, BasisView<const S> h, const Index* rank, Load load, S* o
   });
 }
 
-template <class S, class Load, class Put>
+template <class S, class T, class Load, class Put>
 __global__ void __launch_bounds__(threads)
-    combine_kernel(Samples a, BasisView<const S> h, const Index* rank, const S* coefficient,
+    combine_kernel(Samples a, BasisView<const T> h, const Index* rank, const S* coefficient,
                    Load load, Put put, S* part) {
   const Index j = blockIdx.x, s = a[j];
   if (s < 0) return;
@@ -73,13 +73,13 @@ __global__ void __launch_bounds__(threads)
   S y[numbers_a_thread] = {};
   for_each_in_chunk(h.dim, [&](Index i, int k) { y[k] = load(s, i); });
   for (Index v = 0; v < n; ++v) {
-    const S* vector = h.vec(s, v);
+    const T* vector = h.vec(s, v);
     const S cv = c[v];
-    for_each_in_chunk(h.dim, [&](Index i, int k) { y[k] += cv * vector[i]; });
+    for_each_in_chunk(h.dim, [&](Index i, int k) { y[k] += cv * static_cast<S>(vector[i]); });
   }
   S squared[1] = {};
   for_each_in_chunk(h.dim, [&](Index i, int k) {
-    put(s, i, y[k]);
+    y[k] = put(s, i, y[k]);
     squared[0] += y[k] * y[k];
   });
   if (!part) return;
@@ -87,12 +87,12 @@ __global__ void __launch_bounds__(threads)
   if (threadIdx.x == 0) *part_of_block(part, 1) = squared[0];
 }
 /// put(sample, i, y_i) for y_s = x_s + sum_v c_s,v h_s,v, v < rank_s, x_s's number i being
-/// load(sample, i); out_s = ||y_s||^2 unless `squared` is null.
-template <class S, class Load, class Put>
-void combine(Samples a, BasisView<const S> h, const Index* rank, const S* coefficient, Load load,
+/// load(sample, i); squared_s = ||y_s||^2, of what `put` returns, unless it is null.
+template <class S, class T, class Load, class Put>
+void combine(Samples a, BasisView<const T> h, const Index* rank, const S* coefficient, Load load,
              Put put, S* squared) {
   const Scratch<S> part(squared ? a.count * divide_up(h.dim, chunk) : 0);
-  launch(chunks_of(a, h.dim), combine_kernel<S, Load, Put>, a, h, rank, coefficient, load, put,
+  launch(chunks_of(a, h.dim), combine_kernel<S, T, Load, Put>, a, h, rank, coefficient, load, put,
          part.data());
   if (squared)
     add_chunks<S>(a, h.dim, 1, part.data(),

@@ -156,38 +156,48 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
     });
   }
 
-  static void project(Samples a, ConstBasis h, const Index* rank, ConstView x, S* out) {
-    cuda::project(
-        a, h, rank,
+  // A basis may be stored as S or as Bfloat16.
+  template <class T>
+  static void project(Samples a, BasisView<T> h, const Index* rank, ConstView x, S* out) {
+    cuda::project<S>(
+        a, BasisView<const T>(h), rank,
         [=] __device__(Index s, Index, Index i, S(&)[cuda::norms]) { return x.col(s)[i]; }, out,
         [] __device__(Index, Index, S) {});
   }
+  template <class T>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       ConstBasis h, const Index* rank, S* out) {
-    cuda::project(
-        a, h, rank,
+                       BasisView<T> h, const Index* rank, S* out) {
+    cuda::project<S>(
+        a, BasisView<const T>(h), rank,
         [=] __device__(Index s, Index j, Index i, S(&norm)[cuda::norms]) {
           return cuda::subtract(f.col(j)[i], z.col(s)[i], g.col(s)[i], norm);
         },
         out,
         [=] __device__(Index s, Index k, S sum) { (k == 0 ? g_squared : f_squared)[s] = sum; });
   }
-  static void combine(Samples a, ConstBasis h, const Index* rank, const S* coefficient, S alpha,
+  template <class T>
+  static void combine(Samples a, BasisView<T> h, const Index* rank, const S* coefficient, S alpha,
                       ConstView x, View y) {
-    cuda::combine(
-        a, h, rank, coefficient, [=] __device__(Index s, Index i) { return alpha * x.col(s)[i]; },
-        [=] __device__(Index s, Index i, S sum) { y.col(s)[i] = sum; }, static_cast<S*>(nullptr));
+    cuda::combine<S>(
+        a, BasisView<const T>(h), rank, coefficient,
+        [=] __device__(Index s, Index i) { return alpha * x.col(s)[i]; },
+        [=] __device__(Index s, Index i, S sum) { return y.col(s)[i] = sum; },
+        static_cast<S*>(nullptr));
   }
-  static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
-                     ConstView x, const Index* slot, View z, S* squared) {
-    cuda::combine(
-        a, ConstBasis(h), rank, coefficient,
+  template <class T>
+  static void extend(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
+                     const S* alpha, ConstView x, const Index* slot, View z, S* squared) {
+    cuda::combine<S>(
+        a, BasisView<const T>(h), rank, coefficient,
         [=] __device__(Index s, Index i) {
           return alpha[s] == S(0) ? S(0) : alpha[s] * x.col(s)[i];
         },
         [=] __device__(Index s, Index i, S y) {
+          const T stored = T(y);  // the vector is what is stored of it
+          y = static_cast<S>(stored);
           if (z.data) z.col(s)[i] += y;
-          if (slot[s] >= 0) h.vec(s, slot[s])[i] = y;
+          if (slot[s] >= 0) h.vec(s, slot[s])[i] = stored;
+          return y;
         },
         squared);
   }

@@ -49,8 +49,8 @@ concept BackendMemory = requires(std::size_t bytes, void* p, const void* q) {
 /// sample never depend on which other samples are active: their bits are the same alone and in any
 /// company. A vector whose slot is negative is kept nowhere. A negative a[j] is a hole, left by a
 /// backend whose host does not know how many samples are left: position j, column j of a compact
-/// batch, belongs to nobody. The four primitives that BroydenSteps is made of take a basis stored as
-/// Bfloat16 as well; the vector that `extend` makes is then what is stored of it.
+/// batch, belongs to nobody. The four primitives that BroydenSteps is made of take a basis stored
+/// as Bfloat16 as well; the vector that `extend` makes is then what is stored of it.
 template <class B>
 concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
                                      BatchView<const typename B::Scalar> C,

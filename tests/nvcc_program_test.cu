@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A program for the GPU as nvcc reads it, for every architecture: every header of the backend, and
-// through training passes of MDEQ, recorded and not, every kernel in every precision. It runs where
-// there is a GPU; without one it has only been compiled.
+// through training passes of MDEQ, recorded and not, every kernel in every precision of float. It
+// runs where there is a GPU; without one it has only been compiled.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -75,7 +75,6 @@ int main() {
     return 77;
   }
   const bool right = trains<Cuda<float>>() && trains<Cuda<float, cuda::Tf32>>() &&
-                     trains<Cuda<float, cuda::Bf16>>() && solves<Cuda<float>>() &&
-                     solves<Cuda<double>>();
+                     trains<Cuda<float, cuda::Bf16>>() && solves<Cuda<float>>();
   return right ? 0 : 1;
 }

@@ -5,8 +5,8 @@
 #                           [--batch N] [--seconds S] [--jobs N] [--out DIR]
 # Everything within the budget (540 s): a stage for which no time is left is skipped, and says so.
 # Writes DATE-GPU.json and DATE-GPU.md to DIR (bench/gpu/results). Needs nvcc 13, g++ 12, Eigen and
-# doctest; not CMake. Headers are looked for in $EIGEN_DIR and $DOCTEST_DIR, then in shared/, then
-# where the system has them. --no-build takes the programs that an earlier run, here or on another
+# doctest; not CMake. Headers are looked for in $EIGEN_DIR and $DOCTEST_DIR, then where the system
+# has them. --no-build takes the programs that an earlier run, here or on another
 # machine, has left in build/gpu.
 # Exits with 1 if something failed, with 77 if there is no GPU (0 with --build-only).
 set -euo pipefail
@@ -38,7 +38,8 @@ while [[ $# -gt 0 ]]; do
 done
 if $build_only && $no_build; then usage; fi
 
-tests=(cuda_contract_test cuda_kernels_test cuda_conv_test cuda_equilibrium_test cuda_graph_test)
+tests=(cuda_contract_test cuda_kernels_test cuda_conv_test cuda_equilibrium_test cuda_graph_test
+  cuda_training_test)
 precisions=(Bf16 Tf32 Strict)
 mkdir -p "$build/logs" "$build/data"
 stages=$build/stages.tsv
@@ -161,10 +162,10 @@ build_all() {
     return
   fi
   local eigen doctest start=$SECONDS program object missing=()
-  eigen=$(first_with Eigen/Core "${EIGEN_DIR:-}" shared/eigen /usr/include/eigen3 /usr/local/include/eigen3) ||
-    missing+=('Eigen (EIGEN_DIR, shared/eigen, /usr/include/eigen3)')
-  doctest=$(first_with doctest/doctest.h "${DOCTEST_DIR:-}" shared/doctest /usr/include /usr/local/include) ||
-    missing+=('doctest (DOCTEST_DIR, shared/doctest, /usr/include)')
+  eigen=$(first_with Eigen/Core "${EIGEN_DIR:-}" /usr/include/eigen3 /usr/local/include/eigen3) ||
+    missing+=('Eigen (EIGEN_DIR, /usr/include/eigen3)')
+  doctest=$(first_with doctest/doctest.h "${DOCTEST_DIR:-}" /usr/include /usr/local/include) ||
+    missing+=('doctest (DOCTEST_DIR, /usr/include)')
   # One set of options for the host side of all: the CPU's kernels must see the same vectors in every
   # source (backend/cpu/compiled_kernels.hpp).
   local common=(-std=c++20 -DDEQ_COMPILED_KERNELS -I include ${eigen:+-isystem "$eigen"})

@@ -55,6 +55,7 @@ class Trainer {
   deq::PassReport step(const Batch<B>& batch) {
     const std::vector<Tensor> dropout = masks(batch);
     Phase& phase = this->phase();
+    if (!pretraining()) unrolled_.replay = {};  // its memory is wanted
     adam_.begin_step(learning_rate());
     Method<B>& method = phase.method(batch.size() == staged_size_);
     if (batch.size() == staged_size_) {

@@ -183,6 +183,7 @@ class Equilibrium {
   template <Backend B, std::size_t NX, std::size_t NP>
   Solution<B, NX, NP> solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
                             const Params<Tensor<B>, NP>& theta) {
+    require(!B::recording(), "Equilibrium::solve: recorded work fills a solution that exists");
     Solution<B, NX, NP> solution;
     solve(z0, x, theta, solution);
     return solution;
@@ -255,6 +256,7 @@ class Equilibrium {
   /// dl/dx and dl/dtheta from h = dl/dz* (N, state...). The same bits for any number of threads.
   template <Backend B, std::size_t NX, std::size_t NP>
   EquilibriumGradients<B> gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h) {
+    require(!B::recording(), "Equilibrium::gradient: recorded work fills gradients that exist");
     EquilibriumGradients<B> g;
     for (const Tensor<B>& x : solution.x_) g.inputs.emplace_back(x.shape());
     for (const Tensor<B>& p : solution.theta_) g.params.emplace_back(p.shape());

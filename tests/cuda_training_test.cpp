@@ -83,8 +83,8 @@ Trained train(const Policy& policy) {
 
 template <class Policy>
 void check(const Policy& policy) {
-  const Trained cpu = train<Cpu<double>, deq::Replay>(policy);
-  const Trained direct = train<Cuda<double>, deq::Replay>(policy);
+  const Trained cpu = train<Cpu<double>, HostWork::Replay>(policy);
+  const Trained direct = train<Cuda<double>, HostWork::Replay>(policy);
   const Trained recorded = train<Cuda<double>, cuda::Replay>(policy);
   CHECK(relative_error(direct.losses, cpu.losses) < 1e-9);
   for (std::size_t i = 0; i < cpu.weights.size(); ++i)

@@ -564,8 +564,8 @@ TEST_CASE_TEMPLATE("Filter keeps the order and works in place, for_each visits a
       in_place, [] DEQ_HOST_DEVICE(Index s) { return s != 3; }, ids.data());
   CHECK(members<B>(twice) == std::vector<Index>{1, 4, 7});
   Mirror<B, int> visits(std::vector<int>(9, 0));
-  int* const count = visits.data();
-  B::for_each(twice, [=] DEQ_HOST_DEVICE(Index s) { count[s] += 1; });
+  int* const visited = visits.data();
+  B::for_each(twice, [=] DEQ_HOST_DEVICE(Index s) { visited[s] += 1; });
   CHECK(visits.now() == std::vector<int>{0, 1, 0, 0, 1, 0, 0, 1, 0});
   const Samples nobody = B::filter(
       twice, [] DEQ_HOST_DEVICE(Index) { return false; }, ids.data());

@@ -12,11 +12,12 @@
 #include <utility>
 
 #include <deq/backend/concept.hpp>
+#include <deq/backend/host_work.hpp>
 
 namespace deq_test {
 
 template <class S>
-struct NaiveBackend {
+struct NaiveBackend : deq::HostWork {
   using Scalar = S;
   using Index = deq::Index;
   using Samples = deq::Samples;
@@ -24,9 +25,6 @@ struct NaiveBackend {
   using ConstView = deq::BatchView<const S>;
   using Basis = deq::BasisView<S>;
   using ConstBasis = deq::BasisView<const S>;
-  using Rows = deq::AllRows;
-  using Replay = deq::Replay;
-  static constexpr bool whole_batches = false;
 
   /// Blocks that have been allocated and not yet given back.
   static inline long live_blocks = 0;
@@ -171,20 +169,6 @@ struct NaiveBackend {
       if (keep(a[j])) kept[n++] = a[j];
     return {kept, n};
   }
-  static bool empty(Samples a) { return a.empty(); }
-  template <class Work>
-  static void repeat(const Samples& a, Work&& work) {
-    while (!a.empty()) work();
-  }
-  template <class Work>
-  static void when_done(Work&& work) {
-    work();
-  }
-  template <class T, class Work>
-  static void when_downloaded(const T* from, Index n, Work&& work) {
-    work(std::span<const T>(from, static_cast<std::size_t>(n)));
-  }
-  static constexpr bool recording() { return false; }
 
   /// Gaussian elimination with row pivoting.
   static void solve_dense(Index n, S* matrix, S* rhs) {

@@ -85,21 +85,6 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
   { B::filter(a, detail::AnySamplePredicate{}, ids) } -> std::same_as<Samples>;  // keeps order
 };
 
-/// Rows of a backend whose sets have no holes.
-struct AllRows {
-  explicit AllRows(Samples) {}
-};
-
-/// Work that is done again and again with the same pointers, on a backend that records nothing.
-struct Replay {
-  static constexpr bool records = false;
-
-  template <class Work>
-  void operator()(Work&& work) {
-    work();
-  }
-};
-
 /// How work is given to a backend. The host need not know how far it is: what is `empty` on the
 /// device may not be known to be, and work may be recorded for later (backend/cuda/graph.cuh). So
 /// loops are repeat(), or have a bound beside empty(); the work of one repetition does not depend
@@ -116,7 +101,7 @@ concept BackendWork = requires(Samples a, const Index* ids, Index i) {
   { B::recording() } -> std::same_as<bool>;         // work is recorded now, not done
   { B::whole_batches } -> std::convertible_to<bool>;
   typename B::Rows;
-  typename B::Replay;  // see deq::Replay
+  typename B::Replay;  // a function object: does the same work again and again
   requires std::constructible_from<typename B::Rows, Samples>;
 };
 

@@ -11,6 +11,7 @@
 #include <deq/backend/concept.hpp>
 #include <deq/backend/cpu/basis.hpp>
 #include <deq/backend/cpu/lanes.hpp>
+#include <deq/backend/host_work.hpp>
 #include <deq/core/host_pool.hpp>
 #include <deq/core/parallel.hpp>
 
@@ -19,15 +20,12 @@ namespace deq {
 /// The CPU backend: host memory from a pool, loops over samples shared by the thread team, dense
 /// algebra by Eigen. See backend/concept.hpp for what each primitive computes.
 template <class S>
-struct Cpu {
+struct Cpu : HostWork {
   using Scalar = S;
   using View = BatchView<S>;
   using ConstView = BatchView<const S>;
   using Basis = BasisView<S>;
   using ConstBasis = BasisView<const S>;
-  using Rows = AllRows;
-  using Replay = deq::Replay;
-  static constexpr bool whole_batches = false;
 
   static void* allocate(std::size_t bytes) { return HostPool::instance().acquire(bytes); }
   static void deallocate(void* p, std::size_t bytes) noexcept {
@@ -201,20 +199,6 @@ struct Cpu {
       if (keep(a[j])) kept[n++] = a[j];
     return {kept, n};
   }
-  static bool empty(Samples a) { return a.empty(); }
-  template <class Work>
-  static void repeat(const Samples& a, Work&& work) {
-    while (!a.empty()) work();
-  }
-  template <class Work>
-  static void when_done(Work&& work) {
-    work();
-  }
-  template <class T, class Work>
-  static void when_downloaded(const T* from, Index n, Work&& work) {
-    work(std::span<const T>(from, static_cast<std::size_t>(n)));
-  }
-  static constexpr bool recording() { return false; }
 
   static void solve_dense(Index n, S* matrix, S* rhs) {
     using Matrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic>;

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <span>
+
+#include <deq/core/types.hpp>
+
+namespace deq {
+
+/// How work is given (see BackendWork) to a backend that does it at once, in memory of the host:
+/// something to derive from.
+struct HostWork {
+  static constexpr bool whole_batches = false;
+
+  /// Its sets have no holes.
+  struct Rows {
+    explicit Rows(Samples) {}
+  };
+  /// It records nothing.
+  struct Replay {
+    static constexpr bool records = false;
+
+    template <class Work>
+    void operator()(Work&& work) {
+      work();
+    }
+  };
+
+  static bool empty(Samples a) { return a.empty(); }
+  template <class Work>
+  static void repeat(const Samples& a, Work&& work) {
+    while (!a.empty()) work();
+  }
+  template <class Work>
+  static void when_done(Work&& work) {
+    work();
+  }
+  template <class T, class Work>
+  static void when_downloaded(const T* from, Index n, Work&& work) {
+    work(std::span<const T>(from, static_cast<std::size_t>(n)));
+  }
+  static constexpr bool recording() { return false; }
+};
+
+}  // namespace deq

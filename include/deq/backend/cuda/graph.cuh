@@ -17,12 +17,13 @@ namespace deq::cuda {
 /// or a training step, costs the host one call, and the device asks the host for nothing on the
 /// way. Loops until convergence (Backend's repeat) become conditional nodes of the graph.
 ///
-///     layer.solve(z0, x, theta, solution);                       // once for the memory that it
-///     needs cuda::Graph graph([&] { layer.solve(z0, x, theta, solution); }); for (...) {
-///       ...                                                      // new numbers in z0, x and theta
+///     layer.solve(z0, x, theta, solution);  // once, for the memory that it needs
+///     cuda::Graph graph([&] { layer.solve(z0, x, theta, solution); });
+///     for (...) {
+///       ...                                 // new numbers in z0, x and theta
 ///       graph.launch();
 ///     }
-///     graph.finish();                                            // now solution.report is filled
+///     graph.finish();                       // now solution.report is filled
 ///
 /// The work is called once, and launched with the same pointers ever after: objects that it fills
 /// (a solution, gradients) have to stay where they are, and are not to be used for anything else as

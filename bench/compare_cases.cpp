@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // How fast is one piece of work that PyTorch can do as well? Our side of compare.sh:
 //
-//     compare_cases CASE [--seconds S] [--threads N] [--storage steps|pairs] [--export FILE]
+//     compare_cases CASE [--seconds S] [--threads N] [--storage steps|compact|pairs]
+//                   [--export FILE]
 //
 // prints one line of JSON: seconds of one unit of work (a median after a warm-up), the evaluations
 // of f, the peak of memory, and norms for a check that the peer does the same. With --export it
@@ -387,7 +388,7 @@ Options parse(int argc, char** argv) {
   }
   deq::require(!o.name.empty(),
                "usage: compare_cases CASE [--seconds S] [--threads N] "
-               "[--storage steps|pairs] [--export FILE]");
+               "[--storage steps|compact|pairs] [--export FILE]");
   return o;
 }
 
@@ -399,6 +400,8 @@ int main(int argc, char** argv) {
     deq::set_num_threads(o.threads);
     if (o.storage == "pairs")
       run<deq::Pairs>(o);
+    else if (o.storage == "compact")
+      run<deq::CompactSteps>(o);
     else
       run<deq::StepsOnly>(o);
   } catch (const std::exception& e) {

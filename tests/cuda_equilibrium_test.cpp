@@ -80,7 +80,7 @@ Outcome dense(const Solver& solver, const Policy& policy) {
 template <class B, class Solver, class Policy>
 Outcome convolutional(const Solver& solver, const Policy& policy) {
   using S = typename B::Scalar;
-  constexpr Index n = 5, channels = 6, side = 5, dim = channels * side * side;
+  constexpr Index n = 5, channels = 4, side = 4, dim = channels * side * side;
   auto layer = equilibrium<Solver, Policy>(
       [](const auto& z, const auto& x, const auto& w, const auto& scale, const auto& shift) {
         const auto image = nhwc::from_state(z, 0, side, side, channels);
@@ -139,10 +139,10 @@ void check(const std::string& name, const Solver& solver, const Policy& policy) 
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("Every solver and every policy gives what it gives on the CPU", S, double,
-                   float) {
+TEST_CASE("Every solver and every policy gives what it gives on the CPU") {
+  using S = double;
   const Stopping stopping{.max_iterations = 25, .relative_tolerance = solved<S>};
-  check<S>("FixedPoint, Jfb", FixedPoint{.stopping = stopping}, Jfb{});
+  check<S>("FixedPoint, Exact", FixedPoint{.stopping = stopping}, Exact{});
   check<S>("Anderson, Gdeq", Anderson{.stopping = stopping, .memory = 4}, Gdeq{});
   check<S>("Broyden, Gdeq", Broyden<>{.stopping = stopping, .memory = 6}, Gdeq{.refinements = 2});
   check<S>("Broyden<StepsOnly>, Gdeq", Broyden<StepsOnly>{.stopping = stopping},
@@ -150,12 +150,17 @@ TEST_CASE_TEMPLATE("Every solver and every policy gives what it gives on the CPU
                 .refinement = Gdeq::Refinement::minimal_residual,
                 .min_norm_ratio = 0.1,
                 .max_norm_ratio = 10});
-  check<S>("Broyden<CompactSteps>, Gdeq", Broyden<CompactSteps>{.stopping = stopping}, Gdeq{});
+  check<S>("Broyden<CompactSteps>, Jfb", Broyden<CompactSteps>{.stopping = stopping}, Jfb{});
   check<S>("Broyden<Pairs, Armijo>, Npg", Broyden<Pairs, Armijo>{.stopping = stopping}, Npg{});
   check<S>("Broyden, Implicit<Gmres>", Broyden<>{.stopping = stopping},
            Implicit<Gmres>{{.stopping = stopping, .restart = 10}});
   check<S>("Broyden, Implicit<Broyden>", Broyden<>{.stopping = stopping},
            Implicit<>{{.stopping = stopping}});
-  check<S>("FixedPoint, Exact", FixedPoint{.stopping = stopping}, Exact{});
   check<S>("Unrolled", FixedPoint{.stopping = stopping}, Unrolled{3});
+}
+
+TEST_CASE("In single precision as well") {
+  using S = float;
+  const Stopping stopping{.max_iterations = 25, .relative_tolerance = solved<S>};
+  check<S>("Broyden<CompactSteps>, Gdeq", Broyden<CompactSteps>{.stopping = stopping}, Gdeq{});
 }

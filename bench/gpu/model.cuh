@@ -19,7 +19,6 @@
 namespace gpu_bench {
 
 using Storage = deq::CompactSteps;
-constexpr int forward_iterations = 18;
 
 /// Broyden's method with a budget of iterations that nothing cuts short, so that all do the same
 /// work.

@@ -13,6 +13,8 @@ namespace gpu_bench {
 
 using deq::Index;
 
+constexpr int forward_iterations = 18;  ///< of a solve
+
 struct Options {
   std::vector<std::string> precisions, sizes, parts;
   Index batch = 128;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <deq/backend/everybody.hpp>
+#include <deq/model/mdeq.hpp>
 #include <deq/nn/adam.hpp>
 
 #include "data.cuh"

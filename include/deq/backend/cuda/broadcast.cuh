@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deq/backend/cuda/cuda.cuh>
+#include <deq/backend/cuda/pointwise.cuh>
 #include <deq/backend/geometry.hpp>
 
 namespace deq {
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(threads)
       sum[0] += term(offset);
     }
     if constexpr (by_blocks) block_sum(sum);
-    if (!by_blocks || threadIdx.x == 0) out[base[0]] = accumulate ? out[base[0]] + sum[0] : sum[0];
+    if (!by_blocks || threadIdx.x == 0) put(out[base[0]], sum[0], accumulate);
   }
 }
 

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(threads)
   product.multiply(of_a, of_b, static_cast<int>((terms + T::stage - 1) / T::stage), shared);
   auto* const sums = reinterpret_cast<typename T::S*>(shared);
   product.spread(sums);
-  write_product<T>(a.extent, b.extent, first_row, first_column, sums, c, b.extent, accumulate);
+  write_product<T>(a.extent, b.extent, first_row, first_column, sums, c, accumulate);
 }
 
 template <class A, class S>

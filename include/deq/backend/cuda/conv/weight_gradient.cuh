@@ -5,20 +5,18 @@
 #pragma once
 
 #include <deq/backend/cuda/conv/implicit_gemm.cuh>
+#include <deq/backend/cuda/pointwise.cuh>
 
 namespace deq::cuda {
 
-/// Writes a tile of a product to rows `line` apart.
+/// c, rows x columns, (+)= a tile of a product.
 template <class T>
 __device__ void write_product(Index rows, Index columns, Index first_row, Index first_column,
-                              const typename T::S* sums, typename T::S* c, Index line,
-                              bool accumulate) {
+                              const typename T::S* sums, typename T::S* c, bool accumulate) {
   for (int i = static_cast<int>(threadIdx.x); i < T::rows * T::columns; i += threads) {
     const Index row = first_row + i / T::columns, column = first_column + i % T::columns;
     if (row >= rows || column >= columns) continue;
-    const auto sum = sums[i / T::columns * T::sum_line + i % T::columns];
-    auto& to = c[row * line + column];
-    to = accumulate ? to + sum : sum;
+    put(c[row * columns + column], sums[i / T::columns * T::sum_line + i % T::columns], accumulate);
   }
 }
 
@@ -39,7 +37,7 @@ __global__ void __launch_bounds__(threads)
   product.spread(sums);
   const Index columns = dy.extent;
   write_product<T>(map.depth(), columns, first_row, first_column, sums,
-                   parts + blockIdx.z * map.depth() * columns, columns, false);
+                   parts + blockIdx.z * map.depth() * columns, false);
 }
 
 /// dw (O, C, kh, kw) (+)= the sum over all samples.
@@ -72,8 +70,7 @@ void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bo
     const Index k = i / columns, o = i % columns, tap = k / channels, c = k % channels;
     S total = 0;
     for (Index p = 0; p < count; ++p) total += part[p * depth * columns + i];
-    S& to = dw[(o * channels + c) * taps + tap];
-    to = accumulate ? to + total : total;
+    put(dw[(o * channels + c) * taps + tap], total, accumulate);
   });
 }
 

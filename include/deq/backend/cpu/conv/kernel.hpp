@@ -10,10 +10,12 @@ namespace deq::detail {
 
 /// Vectors of output channels that a block has at most.
 inline constexpr int max_panel = 3;
-/// Rows of a block `vectors` wide at most: beside the sums the registers must hold a row of weights
-/// and one factor.
-constexpr int max_rows(int vectors) {
-  return std::min(12, (simd_registers - vectors - 1) / vectors);
+/// Rows of a block of products `vectors` wide at most, and of one of outer products: beside the
+/// sums the registers must hold a row of weights and one factor. Eight rows feed the units; outer
+/// products, whose sums begin and end in memory, gain by more.
+inline constexpr int max_product_rows = 8, max_outer_rows = 12;
+constexpr int max_rows(int vectors, int most = max_product_rows) {
+  return std::min(most, (simd_registers - vectors - 1) / vectors);
 }
 
 /// A block of R rows (pixels) by V vectors (of channels).
@@ -22,7 +24,7 @@ struct Block {
   static constexpr int rows = R, vectors = V;
   /// Terms that are summed one after the other. Longer sums are sums of such sums, which keeps the
   /// rounding of a sum of a thousand terms at that of a hundred.
-  static constexpr Index run = 24;
+  static constexpr Index run = 32;
   /// Rows of weights between the one in use and the one that is fetched, which is in a second-level
   /// cache or farther away. Low blocks fetch nothing: they come after a high one with the same
   /// weights.
@@ -106,7 +108,7 @@ struct Block {
 
 /// body(V) with the constant V that equals `vectors`.
 template <class Body>
-void with_panel(int vectors, Body&& body) {
+DEQ_INLINE inline void with_panel(int vectors, Body&& body) {
   static_assert(max_panel == 3);
   if (vectors == 1)
     body(std::integral_constant<int, 1>{});
@@ -118,17 +120,17 @@ void with_panel(int vectors, Body&& body) {
 
 /// body(R, first row), R a constant, for blocks `vectors` wide that together have `rows` rows. Few
 /// heights occur, since every one of them is code of its own.
-template <int vectors, class Body>
+template <int vectors, int most = max_product_rows, class Body>
 void for_each_block(Index rows, Body&& body) {
   Index first = 0;
   const auto of_height = [&](auto height) {
-    if constexpr (height <= max_rows(vectors))
+    if constexpr (height <= max_rows(vectors, most))
       for (; rows - first >= height; first += height) body(height, first);
   };
   [&]<int... R>(std::integer_sequence<int, R...>) {
     (of_height(std::integral_constant<int, R>{}), ...);
   }
-  (std::integer_sequence<int, 12, 6, 4, 2, 1>{});
+  (std::integer_sequence<int, 12, 8, 6, 4, 2, 1>{});
 }
 
 }  // namespace deq::detail

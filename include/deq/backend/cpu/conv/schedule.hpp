@@ -96,8 +96,8 @@ struct ConvPlan {
     constexpr Index cache = 288 * 1024;
     const Index tile = points() * in * static_cast<Index>(sizeof(S));
     const Index most = algorithm == ConvAlgorithm::winograd4 ? 32 : 64;
-    if (packed_size() * static_cast<Index>(sizeof(S)) > 4 * 1024 * 1024) return 64;
-    return std::clamp<Index>(cache / tile, winograd_group, most);
+    if (packed_size() * static_cast<Index>(sizeof(S)) > 2 * 1024 * 1024) return 64;
+    return std::clamp<Index>(cache / tile, 16, most);
   }
 };
 

@@ -55,9 +55,9 @@ void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S*
   Array<Cpu<S>> packed(packed_size<S>(g.in_channels, g.out_channels, taps));
   std::fill_n(packed.data(), packed.size(), S(0));
 
-  // A strip of the cotangent's panel stays in the first-level cache for all taps.
+  // A strip of the cotangent's panel stays in the first-level cache for all taps and rows.
   const Index strip = std::max<Index>(1, 192 / std::max<Index>(1, g.out_width()));
-  constexpr Index rows = 12;  // whole blocks, whatever the width of the panel
+  const Index rows = taps == 1 ? 4 * max_outer_rows : max_outer_rows;
   const Index row_blocks = (g.in_channels + rows - 1) / rows;
   parallel_for(panels.count() * row_blocks, [&](Index task) {
     const Index p = task / row_blocks, first = task % row_blocks * rows;
@@ -65,19 +65,20 @@ void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S*
     const auto whole_task = [&](auto v, auto last_width) {
       constexpr Index width = v * simd_width<S>;
       S* sums = packed.data() + channel * taps * g.in_channels;
-      for_each_block<v>(std::min(rows, g.in_channels - first), [&](auto r, Index row) {
-        for (Index n = 0; n < g.samples; ++n)
-          for (Index line = 0; line < g.out_height(); line += strip)
-            for (Index tap = 0; tap < taps; ++tap)
-              add_strip(g, tap, line, std::min(g.out_height(), line + strip),
-                        x + n * g.in_pixels() * g.in_channels + first + row,
-                        dy + n * g.out_pixels() * g.out_channels + channel,
-                        sums + (tap * g.in_channels + first + row) * width, r, v, last_width);
-      });
+      for (Index n = 0; n < g.samples; ++n)
+        for (Index line = 0; line < g.out_height(); line += strip)
+          for_each_block<v, max_outer_rows>(
+              std::min(rows, g.in_channels - first), [&](auto r, Index row) {
+                for (Index tap = 0; tap < taps; ++tap)
+                  add_strip(g, tap, line, std::min(g.out_height(), line + strip),
+                            x + n * g.in_pixels() * g.in_channels + first + row,
+                            dy + n * g.out_pixels() * g.out_channels + channel,
+                            sums + (tap * g.in_channels + first + row) * width, r, v, last_width);
+              });
     };
     with_panel(panels.width_of(p), [&](auto v) {
-      const Index last = g.out_channels - channel - (v - 1) * simd_width<S>;
-      last < simd_width<S> ? whole_task(v, First{last}) : whole_task(v, Whole{});
+      with_width<S>(g.out_channels - channel - (v - 1) * simd_width<S>,
+                    [&](auto last_width) { whole_task(v, last_width); });
     });
   });
   unpack_taps(g.in_channels, g.out_channels, taps, packed.data(), dw, accumulate);
@@ -136,7 +137,7 @@ void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, 
           constexpr Index width = v * simd_width<S>;
           S* const sums = packed.data() + panels.first_channel(p) * points * g.in_channels +
                           point * g.in_channels * width;
-          for_each_block<v>(g.in_channels, [&](auto r, Index row) {
+          for_each_block<v, max_outer_rows>(g.in_channels, [&](auto r, Index row) {
             Block<S, r, v> block;
             block.clear();
             block.add_outer(input.at(point, 0) + row, input.step(),

@@ -58,37 +58,49 @@ void transform_input(const Pixels<S>& image, Index line, Index column, Index cha
   });
 }
 
-/// The products of all points, for tiles [first, first + n) and one panel of output channels.
+/// Products that are made before any is transformed back: of a few tiles by one panel, or of all
+/// tiles by some panels.
+struct ProductChunk {
+  Index tiles, panels;
+};
+
+/// The products of all points, for tiles [first, first + n) and panels [first_panel, last_panel),
+/// the channels of a tile one after the other.
 template <class S>
 void multiply_points(Index points, const TransformedTiles<S>& input, Index first, Index n,
-                     const S* panel, const TransformedTiles<S>& product) {
-  with_panel(static_cast<int>(product.channels / simd_width<S>), [&](auto v) {
-    constexpr Index width = v * simd_width<S>;
-    const Index depth = input.channels;
-    for (Index point = 0; point < points; ++point)
-      for_each_block<v>(n, [&](auto r, Index tile) {
-        Block<S, r, v> block;
-        const S* rows[r];
-        for (int i = 0; i < r; ++i) rows[i] = input.at(point, first + tile + i);
-        block.set_product(rows, panel + point * depth * width, depth);
-        S* to = product.at(point, tile);
-        unroll<r>([&](auto i) DEQ_INLINE {
-          unroll<v>([&](auto j)
-                        DEQ_INLINE { store(to + i * width + j * simd_width<S>, block.sum[i][j]); });
+                     const S* packed, const Panels<S>& panels, Index first_panel, Index last_panel,
+                     const TransformedTiles<S>& product) {
+  const Index depth = input.channels, from_step = input.step(), to_step = product.step();
+  for (Index point = 0; point < points; ++point)
+    for (Index p = first_panel; p < last_panel; ++p)
+      with_panel(panels.width_of(p), [&](auto v) DEQ_INLINE {
+        constexpr Index width = v * simd_width<S>;
+        const Index channel = panels.first_channel(p);
+        const S* const weights = packed + (channel * points + point * width) * depth;
+        for_each_block<v>(n, [&](auto r, Index tile) {
+          Block<S, r, v> block;
+          const S* rows[r];
+          rows[0] = input.at(point, first + tile);
+          for (int i = 1; i < r; ++i) rows[i] = rows[i - 1] + from_step;
+          block.set_product(rows, weights, depth);
+          S* const to = product.at(point, tile) + channel - panels.first_channel(first_panel);
+          unroll<r>([&](auto i) DEQ_INLINE {
+            unroll<v>([&](auto j) DEQ_INLINE {
+              store(to + i * to_step + j * simd_width<S>, block.sum[i][j]);
+            });
+          });
         });
       });
-  });
 }
 
-/// A^T m A of one tile and vector v of the panel; what lies outside the image is dropped.
+/// A^T m A of one tile and vector v of the panel, whose products begin at `place`; what lies
+/// outside the image is dropped.
 template <int M, class S, class Writer>
-void transform_output(const Conv2dGeometry& g, const TransformedTiles<S>& from, Index index, int v,
-                      const Tile& tile, Writer& writer) {
+void transform_output(const Conv2dGeometry& g, const S* place, Index plane, int v, const Tile& tile,
+                      Writer& writer) {
   constexpr int n = Winograd<M>::tile;
-  const S* const place = from.at(0, index) + v * simd_width<S>;
   Simd<S> y[M][M];
-  on_both_sides<M, n>([&](int i, int j)
-                          DEQ_INLINE { return load(place + (i * n + j) * from.plane); },
+  on_both_sides<M, n>([&](int i, int j) DEQ_INLINE { return load(place + (i * n + j) * plane); },
                       [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::output(a, b); },
                       [&](int i, int j, const Simd<S>& value) DEQ_INLINE { y[i][j] = value; });
   const Index width = g.out_width(), first = tile.line * width + tile.column;
@@ -117,9 +129,16 @@ void prefetch_output(const Conv2dGeometry& g, const S* y, Index channels, const 
         __builtin_prefetch(line + j * g.out_channels + c, 1);
 }
 
-/// Tiles multiplied and transformed back at a time. Their products of a panel come from the first
-/// or second-level cache; with fewer, the weights are read more often.
-inline constexpr Index winograd_group = 16;
+/// A few tiles by one panel, whose products stay in the first-level cache; or, where the weights do
+/// not stay in the second-level one, and the input is larger than the output, everything at once,
+/// so that both are read a single time.
+template <int M, class S>
+ProductChunk product_chunk(const Conv2dGeometry& g, const Panels<S>& panels, Index tiles) {
+  constexpr Index points = Winograd<M>::tile * Winograd<M>::tile, far_away = 2 * 1024 * 1024;
+  const Index bytes = packed_size<S>(g.in_channels, g.out_channels, points) * Index{sizeof(S)};
+  if (bytes > far_away && g.in_channels > g.out_channels) return {tiles, panels.count()};
+  return {16, 1};
+}
 
 /// y = x * w, channels last, w packed by pack_winograd<M>.
 template <int M, class S>
@@ -146,23 +165,28 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
       transform_input<M>(image, place[i].line - g.padding, place[i].column - g.padding,
                          g.in_channels, input, i);
     }
-    TransformedTiles<S> product(points, winograd_group, panels.width * simd_width<S>);
+    const ProductChunk chunk = product_chunk<M>(g, panels, count);
+    const TransformedTiles<S> product(points, chunk.tiles,
+                                      chunk.panels * panels.width * simd_width<S>);
     with_epilogue(epilogue, g.out_channels, [&](auto fused, auto moments) {
       for (Index p = 0; p < panels.count(); ++p) {
-        const Index channel = panels.first_channel(p);
-        product.channels = panels.width_of(p) * simd_width<S>;
+        const Index channel = panels.first_channel(p), in_chunk = p % chunk.panels;
+        const Index width = panels.width_of(p) * simd_width<S>;
         PanelWriter<S, fused, moments> writer(epilogue, g.out_pixels(), g.out_channels, channel, y,
                                               piece.part);
-        for (Index first = 0; first < count; first += winograd_group) {
-          const Index n = std::min(winograd_group, count - first);
-          multiply_points(points, input, first, n, packed + channel * points * g.in_channels,
-                          product);
+        for (Index first = 0; first < count; first += chunk.tiles) {
+          const Index n = std::min(chunk.tiles, count - first);
+          if (in_chunk == 0)
+            multiply_points(points, input, first, n, packed, panels, p,
+                            std::min(p + chunk.panels, panels.count()), product);
           for (Index i = 0; i < n; ++i) {
             writer.select(place[first + i].sample);
             if (first + i + 1 < count)
-              prefetch_output<M>(g, y + channel, product.channels, place[first + i + 1]);
+              prefetch_output<M>(g, y + channel, width, place[first + i + 1]);
+            const S* const of_panel = product.at(0, i) + in_chunk * panels.width * simd_width<S>;
             for (int v = 0; v < panels.width_of(p); ++v)
-              transform_output<M>(g, product, i, v, place[first + i], writer);
+              transform_output<M>(g, of_panel + v * simd_width<S>, product.plane, v,
+                                  place[first + i], writer);
           }
         }
       }

@@ -130,7 +130,7 @@ class MdeqCase {
                              std::vector<std::int64_t>(work_.labels.begin(), work_.labels.end()));
     for (std::size_t i = 0; i < work_.masks.size(); ++i)
       add(writer, "mask." + std::to_string(i), work_.masks[i]);
-    add(writer, "z", work_.z);
+    add(writer, "z", deq::mdeq_state_to_nchw(work_.model.config(), work_.z));
     writer.write(path);
   }
 

@@ -83,12 +83,13 @@ Outcome convolutional(const Solver& solver, const Policy& policy) {
   constexpr Index n = 5, channels = 4, side = 4, dim = channels * side * side;
   auto layer = equilibrium<Solver, Policy>(
       [](const auto& z, const auto& x, const auto& w, const auto& scale, const auto& shift) {
-        const auto image = nhwc::from_state(z, 0, side, side, channels);
-        const auto injection = nhwc::from_state(x, 0, side, side, channels);
+        const Shape shape{z.extent(0), channels, side, side};
+        const auto image = nhwc::from_nchw(reshape(z, shape));
+        const auto injection = nhwc::from_nchw(reshape(x, shape));
         const auto a =
             nhwc::conv_norm(image, w, {.groups = 2, .conv = {.padding = 1}, .relu = true},
                             {.scale = &scale, .shift = &shift, .addend = &injection});
-        return nhwc::to_state(std::array{a});
+        return flatten(nhwc::to_nchw(a));
       },
       solver, policy);
   auto x = random<B>({n, dim}, 4, 1).to_host();

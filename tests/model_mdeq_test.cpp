@@ -138,13 +138,14 @@ T specified_f(const Mdeq<Cpu<S>>& model, const T& state, const std::vector<T>& x
   Index first = 0, side = c.image_size;
   for (std::size_t i = 0; i < c.channels.size(); ++i, side /= 2) {
     const Index size = c.channels[i] * side * side;
-    const T z = reshape(slice(state, 1, first, size), {state.extent(0), c.channels[i], side, side});
+    const T z = nhwc::to_nchw(
+        reshape(slice(state, 1, first, size), {state.extent(0), side, side, c.channels[i]}));
     first += size;
     const std::string block = message("fullstage.branches.", i, ".blocks.0.");
     T a = relu(gn(conv2d(z, wn(block + "conv1"), {.padding = 1}), block + "gn1"));
     a = conv2d(a, wn(block + "conv2"), {.padding = 1});
     if (!masks.empty()) a = a * masks[i];
-    if (i < x.size()) a = a + x[i];
+    if (i < x.size()) a = a + nhwc::to_nchw(x[i]);
     b.push_back(gn(relu(gn(a, block + "gn2") + z), block + "gn3"));
   }
   for (std::size_t i = 0; i < b.size(); ++i) {
@@ -164,7 +165,7 @@ T specified_f(const Mdeq<Cpu<S>>& model, const T& state, const std::vector<T>& x
       s = s + t;
     }
     s = conv2d(relu(s), wn(message("fullstage.post_fuse_layers.", i, ".conv")));
-    out.push_back(reshape(group_norm(s, c.groups / 2), {s.extent(0), s.shape().product(1, 4)}));
+    out.push_back(flatten(nhwc::from_nchw(group_norm(s, c.groups / 2))));
   }
   return concat(1, std::span<const T>(out));
 }
@@ -239,7 +240,7 @@ TEST_CASE_TEMPLATE("any configuration: f is that of MDEQ-SPEC.md, and everything
       for (const bool dropout : {false, true}) {
         std::vector<T> x;
         for (Index i = 0; i < injections; ++i)
-          x.push_back(random_tensor<S>({4, c.channels_of(i), c.resolution(i), c.resolution(i)}, 3));
+          x.push_back(random_tensor<S>({4, c.resolution(i), c.resolution(i), c.channels_of(i)}, 3));
         const T expected = specified_f<S>(s.model, z, x, dropout ? s.masks : std::vector<T>());
         if (dropout) x.insert(x.end(), s.masks.begin(), s.masks.end());
         const T y = s.model.function(dropout)(z, std::span<const T>(x), std::span<const T>(theta));
@@ -356,7 +357,7 @@ TEST_CASE_TEMPLATE("f: a sample does not notice its neighbours", S, float, doubl
       };
       const Index n = rows.extent(0);
       const V z = take({n, c.state_size()});
-      std::vector<V> x{take({n, c.channels_of(0), c.image_size, c.image_size})};
+      std::vector<V> x{take({n, c.image_size, c.image_size, c.channels_of(0)})};
       for (Index i = 0; dropout && i < c.branches(); ++i)
         x.push_back(take({n, c.channels_of(i), 1, 1}));
       const std::vector<V> parameters(theta.begin(), theta.end());

@@ -15,18 +15,6 @@ namespace nhwc = deq::nhwc;
 
 namespace {
 
-/// (N, C, H, W) as (N, H, W, C).
-template <deq::TensorLike X>
-X to_nhwc(const X& x) {
-  return nhwc::from_state(x, 0, x.extent(2), x.extent(3), x.extent(1));
-}
-/// And back.
-template <deq::TensorLike X>
-X to_nchw(const X& y) {
-  return reshape(nhwc::to_state(std::array{y}),
-                 {y.extent(0), y.extent(3), y.extent(1), y.extent(2)});
-}
-
 template <class S>
 void check_close(const TensorOf<S>& y, const TensorOf<S>& expected,
                  double tolerance = rounding<S>) {
@@ -80,9 +68,9 @@ X reference(const Case& c, bool relu_last, const X& mask, const X& x, const X& w
 template <class X>
 X fused(const Case& c, bool relu, const X& mask, const X& x, const X& w, const X& scale,
         const X& shift, const X& addend, const X& residual) {
-  const X added = to_nhwc(addend), rest = to_nhwc(residual);
-  return to_nchw(nhwc::conv_norm(
-      to_nhwc(x), w, c.options(relu),
+  const X added = nhwc::from_nchw(addend), rest = nhwc::from_nchw(residual);
+  return nhwc::to_nchw(nhwc::conv_norm(
+      nhwc::from_nchw(x), w, c.options(relu),
       {.scale = &scale, .shift = &shift, .mask = &mask, .addend = &added, .residual = &rest}));
 }
 
@@ -96,29 +84,26 @@ void with_data(const Case& c, Check check) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("from_state and to_state are inverse, and channels become neighbours", S, float,
+TEST_CASE_TEMPLATE("from_nchw and to_nchw are inverse, and channels become neighbours", S, float,
                    double) {
   for (const Shape& shape : {Shape{2, 3, 4, 5}, {1, 17, 9, 3}, {3, 24, 8, 8}, {0, 2, 3, 3}}) {
     CAPTURE(shape);
     const auto x = random_tensor<S>(shape, 1);
-    const auto y = to_nhwc(x);
+    const auto y = nhwc::from_nchw(x);
     check_values(y, {shape[0], shape[2], shape[3], shape[1]},
                  [&](const Place& p) { return at(x, p[0], p[3], p[1], p[2]); });
-    CHECK(same_bits(to_nchw(y), x));
+    CHECK(same_bits(nhwc::to_nchw(y), x));
   }
 }
 
-TEST_CASE("VJPs of from_state and to_state; a state is cut and put together") {
-  const Tensor z = random_tensor({2, 20}, 1);
-  gradient_check(
-      "a part", [](const auto& v) { return nhwc::from_state(v, 4, 2, 2, 3); }, z);
-  const auto cut = [](const auto& v) {
-    return nhwc::to_state(
-        std::array{nhwc::from_state(v, 0, 2, 2, 3), nhwc::from_state(v, 12, 2, 1, 4)});
-  };
-  gradient_check("two parts", cut, z);
-  CHECK(same_bits(cut(z), z));
-  check_samples("two parts", cut, z);
+TEST_CASE("VJPs of from_nchw and to_nchw") {
+  const Tensor x = random_tensor({2, 3, 2, 4}, 1);
+  const auto from = [](const auto& v) { return nhwc::from_nchw(v); };
+  const auto to = [](const auto& v) { return nhwc::to_nchw(v); };
+  gradient_check("from_nchw", from, x);
+  gradient_check("to_nchw", to, x);
+  check_samples("from_nchw", from, x);
+  check_samples("to_nchw", to, x);
 }
 
 TEST_CASE_TEMPLATE("conv_norm is the operations that it stands for", S, float, double) {
@@ -138,10 +123,12 @@ TEST_CASE("conv_norm: every part may be left out") {
   const Case& c = cases[1];
   with_data<double>(c, [&](const Tensor& x, const Tensor& w, const Tensor& scale,
                            const Tensor& shift, const Tensor& addend, const Tensor& residual) {
-    const Tensor mask = c.mask<double>(), added = to_nhwc(addend), rest = to_nhwc(residual);
+    const Tensor mask = c.mask<double>(), added = nhwc::from_nchw(addend),
+                 rest = nhwc::from_nchw(residual);
     const Tensor conv = conv2d(x, w, c.conv);
     const auto check = [&](const nhwc::ConvNormParts<Tensor>& parts, const Tensor& expected) {
-      check_close(to_nchw(nhwc::conv_norm(to_nhwc(x), w, c.options(false), parts)), expected);
+      check_close(nhwc::to_nchw(nhwc::conv_norm(nhwc::from_nchw(x), w, c.options(false), parts)),
+                  expected);
     };
     check({}, group_norm(conv, c.groups));
     check({.scale = &scale, .shift = &shift}, group_norm(conv, c.groups, scale, shift));
@@ -212,9 +199,9 @@ template <class X>
 X batch_fused(const Case& c, BatchNormMode mode, const X& x, const X& w, const X& scale,
               const X& shift, const X& bias, const X& residual) {
   auto state = random_state<typename X::Backend::Scalar>(c.kernel[0]);
-  const X rest = to_nhwc(residual);
-  return to_nchw(
-      nhwc::conv_batch_norm(to_nhwc(x), w, state, mode, {.conv = c.conv, .relu = true},
+  const X rest = nhwc::from_nchw(residual);
+  return nhwc::to_nchw(
+      nhwc::conv_batch_norm(nhwc::from_nchw(x), w, state, mode, {.conv = c.conv, .relu = true},
                             {.scale = &scale, .shift = &shift, .bias = &bias, .residual = &rest}));
 }
 
@@ -268,14 +255,14 @@ TEST_CASE("conv_batch_norm counts the batch into the running statistics, in trai
   const Case& c = cases[3];
   with_data<double>(c, [&](const Tensor& x, const Tensor& w, const auto&...) {
     auto ours = random_state<double>(20), expected = random_state<double>(20);
-    nhwc::conv_batch_norm(to_nhwc(x), w, ours, BatchNormMode::train,
+    nhwc::conv_batch_norm(nhwc::from_nchw(x), w, ours, BatchNormMode::train,
                           {.conv = c.conv, .momentum = 0.25});
     batch_norm(conv2d(x, w, c.conv), expected, BatchNormMode::train, 0.25);
     CHECK(ours.batches == 1);
     check_close(ours.running_mean, expected.running_mean);
     check_close(ours.running_var, expected.running_var);
     const Tensor mean = ours.running_mean;
-    nhwc::conv_batch_norm(to_nhwc(x), w, ours, BatchNormMode::evaluate, {.conv = c.conv});
+    nhwc::conv_batch_norm(nhwc::from_nchw(x), w, ours, BatchNormMode::evaluate, {.conv = c.conv});
     CHECK(ours.batches == 1);
     CHECK(ours.running_mean.data() == mean.data());
   });
@@ -288,14 +275,14 @@ TEST_CASE_TEMPLATE("conv_norm depends neither on threads nor on other samples", 
       const auto f = [&](const auto& v, const auto& weight, const auto& a, const auto& b) {
         return nhwc::conv_norm(v, weight, c.options(true), {.scale = &a, .shift = &b});
       };
-      check_threads(c.name(), f, to_nhwc(x), w, scale, shift);
+      check_threads(c.name(), f, nhwc::from_nchw(x), w, scale, shift);
       check_samples(
           c.name(),
           [&](const auto& v) {
             using X = std::remove_cvref_t<decltype(v)>;
             return f(v, X(w), X(scale), X(shift));
           },
-          to_nhwc(x));
+          nhwc::from_nchw(x));
     });
 }
 
@@ -303,18 +290,18 @@ TEST_CASE("A large mean costs conv_norm no accuracy in its statistics") {
   const Case& c = cases[3];
   with_data<float>(c, [&](const auto& x, const auto& w, const auto&, const auto&,
                           const auto& addend, const auto&) {
-    const auto far = to_nhwc(addend + TensorOf<float>(Shape{}, 300.f));
-    const auto y = nhwc::conv_norm(to_nhwc(x), w, c.options(false), {.addend = &far});
+    const auto far = nhwc::from_nchw(addend + TensorOf<float>(Shape{}, 300.f));
+    const auto y = nhwc::conv_norm(nhwc::from_nchw(x), w, c.options(false), {.addend = &far});
     const auto exact = [&](const TensorOf<float>& t) {
       std::vector<double> values;
       for (const float v : t.to_host()) values.push_back(static_cast<double>(v));
       return Tensor(t.shape(), values);
     };
     const Tensor expected =
-        group_norm(conv2d(exact(x), exact(w), c.conv) + exact(to_nchw(far)), c.groups);
+        group_norm(conv2d(exact(x), exact(w), c.conv) + exact(nhwc::to_nchw(far)), c.groups);
     // What remains is the rounding of the sum itself, 300 times 6e-8 of a deviation of about 3.
     check_values(
-        to_nchw(y), expected.shape(), [&](const Place& p) { return at(expected, p); }, 2e-5);
+        nhwc::to_nchw(y), expected.shape(), [&](const Place& p) { return at(expected, p); }, 2e-5);
   });
 }
 
@@ -322,12 +309,15 @@ TEST_CASE_TEMPLATE("group_norm and upsample_add on channels-last images", S, flo
   const Shape shape{3, 12, 6, 5};
   const auto x = random_tensor<S>(shape, 1), large_image = random_tensor<S>({3, 12, 18, 15}, 2);
   const auto w = random_tensor<S>({12}, 3), b = random_tensor<S>({12}, 4);
-  check_close(to_nchw(nhwc::group_norm(to_nhwc(x), 4)), group_norm(x, 4));
-  check_close(to_nchw(nhwc::group_norm(to_nhwc(x), 4, w, b, S(0.1))),
+  check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(x), 4)), group_norm(x, 4));
+  check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(x), 4, w, b, S(0.1))),
               group_norm(x, 4, w, b, S(0.1)));
   const auto sum = large_image + upsample_nearest(x, 3);
-  check_close(to_nchw(nhwc::upsample_add(to_nhwc(large_image), to_nhwc(x), 3)), sum);
-  check_close(to_nchw(nhwc::upsample_add(to_nhwc(large_image), to_nhwc(x), 3, true)), relu(sum));
+  check_close(
+      nhwc::to_nchw(nhwc::upsample_add(nhwc::from_nchw(large_image), nhwc::from_nchw(x), 3)), sum);
+  check_close(
+      nhwc::to_nchw(nhwc::upsample_add(nhwc::from_nchw(large_image), nhwc::from_nchw(x), 3, true)),
+      relu(sum));
 }
 
 TEST_CASE("VJPs of group_norm and upsample_add") {
@@ -384,8 +374,8 @@ TEST_CASE("Channels-last operations name what does not fit") {
   const auto wrong = [](auto f, std::initializer_list<std::string> parts) {
     check_error<deq::ShapeError>(f, parts);
   };
-  wrong([&] { nhwc::from_state(matrix, 0, 2, 2, 2); }, {"from_state", "(3, 4)", "2 maps"});
-  wrong([&] { nhwc::to_state(std::array{matrix}); }, {"to_state", "(N, H, W, C)", "(3, 4)"});
+  wrong([&] { nhwc::from_nchw(matrix); }, {"from_nchw", "(3, 4)"});
+  wrong([&] { nhwc::to_nchw(matrix); }, {"to_nchw", "(3, 4)"});
   deq::BatchNormState<deq::Cpu<double>> state(5), eight(8);
   const Tensor one({1, 1, 1, 6}, 1), pointwise({8, 6, 1, 1}, 1);
   const auto train = BatchNormMode::train;

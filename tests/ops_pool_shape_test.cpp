@@ -159,7 +159,11 @@ TEST_CASE_TEMPLATE("slice takes a part of an axis", S, float, double) {
         0);
   }
   const auto x = random_tensor<S>({5, 3}, 1);
-  CHECK(slice(x, 0, 2, 2).data() == x.data() + 6);  // along axis 0 nothing is copied
+  CHECK(slice(x, 0, 2, 2).data() == x.data() + 6);  // along axis 0 nothing is copied,
+  const auto one = x.rows(1, 1);                    // nor of a single sample
+  const auto part = slice(one, 1, 1, 2);
+  CHECK(part.shape() == Shape{1, 2});
+  CHECK(part.data() == x.data() + 4);
 }
 
 TEST_CASE_TEMPLATE("concat puts tensors one after the other", S, float, double) {

@@ -73,7 +73,7 @@ struct Work {
     writer.add<std::int64_t>("labels", {batch()},
                              std::vector<std::int64_t>(host_labels.begin(), host_labels.end()));
     for (std::size_t i = 0; i < masks.size(); ++i) add("mask." + std::to_string(i), masks[i]);
-    add("z", z);
+    add("z", deq::mdeq_state_to_nchw(model.config(), z));
     writer.write(path);
   }
 };

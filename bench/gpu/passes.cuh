@@ -69,8 +69,7 @@ inline void passes(const Options& o, Report& report) {
     measure("upsample_add", 2.25 * static_cast<double>(large.size()),
             [&] { nhwc_upsample_add(Plain{}, g, large.data(), small.data(), y.data()); });
     measure("transpose", 2 * static_cast<double>(large.size()), [&] {
-      nhwc_transpose(Plain{}, batch, narrow, side * side, large.data(), narrow * side * side,
-                     y.data(), narrow * side * side, false);
+      nhwc_transpose(Plain{}, batch, narrow, side * side, large.data(), y.data(), false);
     });
   }
   {

@@ -110,8 +110,15 @@ void check_large(const std::filesystem::path& directory, std::uint64_t set, Comp
   for (const double label : stored.read("label")) labels.push_back(static_cast<Index>(label));
   const Index count = image.extent(0), dim = model.config().state_size();
   const double amp = 1.7320507764816284;
-  const deq::Tensor<B> z({count, dim}, formula.tensor<S>(100000, count * dim, 0, amp));
-  const deq::Tensor<B> cotangent({count, dim}, formula.tensor<S>(100001, count * dim, 0, amp));
+  const auto state = [&](std::uint64_t index) {
+    return deq::mdeq_state_from_nchw(
+        model.config(),
+        deq::Tensor<B>({count, dim}, formula.tensor<S>(index, count * dim, 0, amp)));
+  };
+  const auto stored_order = [&](const deq::Tensor<B>& z_or_f) {
+    return to_double(deq::mdeq_state_to_nchw(model.config(), z_or_f));
+  };
+  const deq::Tensor<B> z = state(100000), cotangent = state(100001);
 
   const deq::Broyden<> solver{.stopping = stopping(18), .memory = 18};
   if constexpr (single) {
@@ -125,10 +132,10 @@ void check_large(const std::filesystem::path& directory, std::uint64_t set, Comp
     deq::Everybody<B> everybody;
     deq::Tensor<B> y({count, dim});
     map.evaluate(everybody(count), z.batch(), y.batch());
-    out.tensor(stored, "injection.0", to_double(x[0]), 5e-6);
-    out.tensor(stored, "f", to_double(y), 5e-6);
+    out.tensor(stored, "injection.0", to_double(deq::nhwc::to_nchw(x[0])), 5e-6);
+    out.tensor(stored, "f", stored_order(y), 5e-6);
     map.linearize(z.batch()).vjp(everybody(count), cotangent.batch(), y.batch());
-    out.tensor(stored, "vjp.z", to_double(y), 5e-6);
+    out.tensor(stored, "vjp.z", stored_order(y), 5e-6);
     load_formula(model, rows, formula, out);  // the stem has moved the running statistics
   }
   for (const bool training : {false, true}) {
@@ -150,7 +157,7 @@ void check_large(const std::filesystem::path& directory, std::uint64_t set, Comp
       out.check(prefix + "trace.rel (steps 9 on)", late, 5e-3);
       const std::vector<double> loss{pass.loss};
       out.absolute(stored, prefix + "loss", loss, 1e-4);
-      out.tensor(stored, prefix + "z", to_double(classifier.solution().z), 1e-5);
+      out.tensor(stored, prefix + "z", stored_order(classifier.solution().z), 1e-5);
     } else {
       out.each(stored, prefix + "trace.rel", trace, 1e-9);
     }

@@ -40,9 +40,9 @@ struct Problem {
         weights(directory / (network + ".weights.safetensors")) {
     model.load(weights.file());
     image = tensor("image");
-    z = tensor("z");
-    cotangent = tensor("cotangent");
-    probe = tensor("probe");
+    z = state("z");
+    cotangent = state("cotangent");
+    probe = state("probe");
     for (const double label : inputs.read("label")) labels.push_back(static_cast<Index>(label));
     if (dropout)
       for (Index i = 0; i < model.config().branches(); ++i)
@@ -51,6 +51,13 @@ struct Problem {
 
   deq::Tensor<B> tensor(const std::string& name) const {
     return deq::Tensor<B>(inputs.file().shape(name), inputs.file().read<S>(name));
+  }
+  deq::Tensor<B> state(const std::string& name) const {
+    return deq::mdeq_state_from_nchw(model.config(), tensor(name));
+  }
+  /// The numbers of a state in the order in which the files have them.
+  std::vector<double> stored_order(const deq::Tensor<B>& z_or_f) const {
+    return to_double(deq::mdeq_state_to_nchw(model.config(), z_or_f));
   }
   /// The running statistics as they were before a training pass moved them.
   void reload() { model.load(weights.file()); }
@@ -112,14 +119,14 @@ void check_layer(Problem<B>& p, const Stored& stored, Comparison& out) {
   p.reload();
   const Index half = p.model.config().resolution(1);
   const deq::Var<B> x1 = tape.input(
-      deq::Tensor<B>({p.image.extent(0), p.model.config().channels_of(1), half, half}, S(0)));
+      deq::Tensor<B>({p.image.extent(0), half, half, p.model.config().channels_of(1)}, S(0)));
   std::vector<deq::Var<B>> x{x0, x1};
   for (const auto& mask : p.masks) x.push_back(mask);
   const auto theta = p.model.layer_parameters(std::span<const deq::Var<B>>(all));
   const deq::Var<B> f =
       p.function()(z, std::span<const deq::Var<B>>(x), std::span<const deq::Var<B>>(theta));
-  out.tensor(stored, "injection.0", to_double(x0.value()), tol.layer);
-  out.tensor(stored, "f", to_double(f.value()), tol.layer);
+  out.tensor(stored, "injection.0", to_double(deq::nhwc::to_nchw(x0.value())), tol.layer);
+  out.tensor(stored, "f", p.stored_order(f.value()), tol.layer);
 
   const std::vector<deq::Var<B>> special{z, x0, x1, image};
   const std::vector<std::string> special_names{"vjp.z", "vjp.injection.0", "vjp.injection.1",
@@ -132,8 +139,11 @@ void check_layer(Problem<B>& p, const Stored& stored, Comparison& out) {
   };
   // x0 is not a leaf: asked for beside the image, it keeps its own cotangent and passes it on.
   const auto special_grads = gradients(special);
+  const std::vector<std::vector<double>> in_stored_order{
+      p.stored_order(special_grads[0]), to_double(deq::nhwc::to_nchw(special_grads[1])),
+      to_double(deq::nhwc::to_nchw(special_grads[2])), to_double(special_grads[3])};
   for (std::size_t i = 0; i < special.size(); ++i)
-    out.tensor(stored, special_names[i], to_double(special_grads[i]), tol.layer);
+    out.tensor(stored, special_names[i], in_stored_order[i], tol.layer);
   const auto parameter_grads = gradients(all);
   for (std::size_t i = 0; i < all.size(); ++i)
     out.tensor(stored, "vjp.param." + p.model.parameters()[i].name, to_double(parameter_grads[i]),
@@ -190,7 +200,7 @@ std::vector<double> check_solve(Problem<B>& p, const Stored& stored, Comparison&
   check_trace(name + ".rel", ws.report.relative_trace[0], 1);
   const std::vector<double> best{static_cast<double>(ws.report.samples[0].best_iteration)};
   out.each(stored, name + ".best_step", best, 0);
-  out.tensor(stored, "z." + name, to_double(z), tol.state);
+  out.tensor(stored, "z." + name, p.stored_order(z), tol.state);
 
   deq::Everybody<B> ids;
   const deq::Samples everybody = ids(count);
@@ -246,7 +256,7 @@ void check_stopped_solves(Problem<B>& p, const Stored& stored, Comparison& out) 
   if (!stored.has("z.star")) return;
   const deq::SampleReport star = solve(stopping(80, 2e-14), 80);
   out.check("relative residual of z*", star.relative, 1e-12);
-  out.tensor(stored, "z.star", to_double(z), Tolerances::of(S()).state * 10);
+  out.tensor(stored, "z.star", p.stored_order(z), Tolerances::of(S()).state * 10);
 }
 
 /// One training pass on `image`, from the stored running statistics.
@@ -337,9 +347,10 @@ Gradients check_method(Problem<B>& p, const Stored& solves, const Stored* grads,
       worst = std::max(worst, std::abs(dots[s] - expected[s]) / norms[s]);
     out.check("adjoint_dot_probe." + method + " / ||w||", worst, one * std::sqrt(30720.0));
   }
-  out.tensor(solves, "adjoint." + method, host, one);
+  const std::vector<double> stored_w = p.stored_order(w);
+  out.tensor(solves, "adjoint." + method, stored_w, one);
   if (method == "jfb") {
-    out.tensor(solves, "dl_dh", host, tol.gradients);
+    out.tensor(solves, "dl_dh", stored_w, tol.gradients);
     out.each(solves, "dl_dh.norm", norms, tol.gradients);
   }
 
@@ -514,7 +525,7 @@ void check_jacobian(Problem<B>& p, const Stored& stored, Comparison& out,
     double total = 0;
     std::vector<double> all_norms;
     for (const char* name : {"jac_v.0", "jac_v.1"}) {
-      f.map.vjp(everybody, p.tensor(name).batch(), product.batch());
+      f.map.vjp(everybody, p.state(name).batch(), product.batch());
       for (const double n : norms(product)) {
         all_norms.push_back(n);
         total += n * n;
@@ -525,7 +536,7 @@ void check_jacobian(Problem<B>& p, const Stored& stored, Comparison& out,
     out.each(stored, "vTJ_norm", all_norms, 1e-10);
   }
   if (p.inputs.has("power_v0")) {
-    deq::Tensor<B> e = p.tensor("power_v0");
+    deq::Tensor<B> e = p.state("power_v0");
     std::vector<double> rayleigh, ratios;
     for (int k = 0; k < 150; ++k) {
       std::vector<S> next;

@@ -45,7 +45,7 @@ class Mdeq {
     return list;
   }
 
-  /// x_0 (N, C_0, R, R) of the images (N, image_channels, R, R). Throws ShapeError.
+  /// x_0 (N, R, R, C_0) of the images (N, image_channels, R, R). Throws ShapeError.
   template <TensorLike V>
   V stem(const V& images, std::span<const V> all, BatchNormMode mode) {
     const Index channels = config_.image_channels, size = config_.image_size;
@@ -55,14 +55,13 @@ class Mdeq {
                         shape);
     detail::Cursor<V> p(all.first(layout_.stem_end));
     Norms norms{norms_.data(), mode};
-    V a = nhwc::from_state(images, 0, size, size, channels);
+    V a = nhwc::from_nchw(images);
     while (!p.empty()) {
       const V& weight = p.next();
       a = conv_norm(a, weight, p, norms,
                     {.conv = {.padding = (weight.extent(2) - 1) / 2}, .relu = true});
     }
-    return reshape(nhwc::to_state(std::array{a}),
-                   {shape[0], config_.channels_of(0), a.extent(1), a.extent(2)});
+    return a;
   }
 
   /// What f is given: its parameters with the weight norm w = g v / ||v|| carried out, once a pass.
@@ -89,13 +88,7 @@ class Mdeq {
     detail::Cursor<V> p(all.subspan(layout_.layer_end));
     Norms norms{norms_.data() + (config_.has_stage0() ? 3 : 2), mode};
     PoolVector<V> widened;
-    Index first = 0;
-    for (Index i = 0; i < config_.branches(); ++i) {
-      const Index side = config_.resolution(i);
-      const V y = nhwc::from_state(z, first, side, side, config_.channels_of(i));
-      widened.push_back(bottleneck(y, p, norms));
-      first += config_.branch_size(i);
-    }
+    for (const V& y : mdeq_branches(config_, z)) widened.push_back(bottleneck(y, p, norms));
     V t = widened[0];
     for (std::size_t i = 1; i < widened.size(); ++i) {
       const V &weight = p.next(), &bias = p.next();

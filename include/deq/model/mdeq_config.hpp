@@ -41,7 +41,7 @@ struct MdeqConfig {
   Index head_of(Index i) const { return head_channels[static_cast<std::size_t>(i)]; }
   /// Values of branch i in the state of one image.
   Index branch_size(Index i) const { return channels_of(i) * resolution(i) * resolution(i); }
-  /// D, values in the state of one image: branch 0 first, each as (C, H, W).
+  /// D, values in the state of one image: branch 0 first, each as (H, W, C).
   Index state_size() const {
     Index n = 0;
     for (Index i = 0; i < branches(); ++i) n += branch_size(i);

@@ -5,8 +5,7 @@
 #include <span>
 
 #include <deq/core/host_pool.hpp>
-#include <deq/model/mdeq_config.hpp>
-#include <deq/tape/ops.hpp>
+#include <deq/model/mdeq_state.hpp>
 
 namespace deq {
 
@@ -37,9 +36,9 @@ class Cursor {
 ///     fuse     s_i = sum_j T_ij(b_j),  T_ij: identity, 1x1 conv + GN + upsampling, or strided 3x3
 ///     convs + GN post     z_i' = GN_half(conv1(relu(s_i)))
 ///
-/// z is (N, D). The per-sample inputs are the injections (N, C, H, W) of the first branches (any
-/// number of them, zero for the others), then, in training with dropout, one mask (N, C_i, 1, 1)
-/// for every branch. Inside, images are channels-last, and each line above is one operation. The
+/// z is (N, D), an mdeq_state. The per-sample inputs are the injections (N, H, W, C) of the first
+/// branches (any number of them, zero for the others), then, in training with dropout, one mask (N,
+/// C_i, 1, 1) for every branch. Each line above is one operation on channels-last images. The
 /// parameters are the effective ones, weight norm applied, in the order of MdeqLayout. No
 /// BatchNorm: samples do not influence each other, bit for bit.
 struct MdeqFunction {
@@ -53,24 +52,15 @@ struct MdeqFunction {
     const std::span<const V> injections = x.first(x.size() - masks), drops = x.last(masks);
     detail::Cursor<V> p(theta);
 
-    PoolVector<V> b;
-    Index first = 0;
-    for (Index i = 0; i < config.branches(); ++i) {
-      const auto u = static_cast<std::size_t>(i);
-      const Index side = config.resolution(i), channels = config.channels_of(i);
-      const V zi = nhwc::from_state(z, first, side, side, channels);
-      V injection;
-      if (u < injections.size())
-        injection = nhwc::from_state(injections[u], 0, side, side, channels);
-      b.push_back(block(zi, u < injections.size() ? &injection : nullptr,
-                        dropout ? &drops[u] : nullptr, p));
-      first += config.branch_size(i);
-    }
-    PoolVector<V> s, out;
+    const PoolVector<V> images = mdeq_branches(config, z);
+    PoolVector<V> b, s, out;
+    for (std::size_t i = 0; i < images.size(); ++i)
+      b.push_back(block(images[i], i < injections.size() ? &injections[i] : nullptr,
+                        dropout ? &drops[i] : nullptr, p));
     for (Index i = 0; i < config.branches(); ++i) s.push_back(fuse(i, b, p));
     for (const V& si : s)
       out.push_back(nhwc::conv_norm(si, p.next(), {.groups = config.groups / 2}));
-    return nhwc::to_state(out);
+    return mdeq_state(out);
   }
 
  private:

@@ -48,7 +48,7 @@ namespace deq {
                                           const S*, S*, S*);                                       \
   DEQ_KERNEL void nhwc_normalize_vjp(Cpu<S>, const NhwcNorm<S>&, const S*, const S*, const S*,     \
                                      const S*, const S*, const S*, NhwcSink<S>, NhwcSink<S>, S*);  \
-  DEQ_KERNEL void nhwc_transpose(Cpu<S>, Index, Index, Index, const S*, Index, S*, Index, bool);   \
+  DEQ_KERNEL void nhwc_transpose(Cpu<S>, Index, Index, Index, const S*, S*, bool);                 \
   DEQ_KERNEL void nhwc_upsample_add(Cpu<S>, const NhwcUpsampling&, const S*, const S*, S*);        \
   DEQ_KERNEL void nhwc_upsample_add_vjp(Cpu<S>, const NhwcUpsampling&, const S*, const S*,         \
                                         NhwcSink<S>, NhwcSink<S>);                                 \

@@ -88,18 +88,18 @@ void nhwc_normalize_vjp(Cpu<S>, const NhwcNorm<S>& norm, const S* u, const S* y,
   detail::normalize_vjp(norm, u, y, cotangent, sums_d, sums_du, mask, of_residual, of_u, masked);
 }
 
-/// Images of `pixels` x `channels`, one a sample, those of x `x_stride` apart, to the other order
-/// of the two, those of y `y_stride` apart.
+/// The transposes of matrices, rows x columns, one a sample.
 template <class S>
-void nhwc_transpose(Cpu<S>, Index samples, Index rows, Index columns, const S* x, Index x_stride,
-                    S* y, Index y_stride, bool accumulate) {
+void nhwc_transpose(Cpu<S>, Index samples, Index rows, Index columns, const S* x, S* y,
+                    bool accumulate) {
+  const Index size = rows * columns;
   parallel_for(
       samples,
       [=](Index n) {
-        detail::transpose_plane(rows, columns, x + n * x_stride, columns, y + n * y_stride, rows,
+        detail::transpose_plane(rows, columns, x + n * size, columns, y + n * size, rows,
                                 accumulate);
       },
-      samples * rows * columns < 32768);
+      samples * size < 32768);
 }
 
 namespace detail {

@@ -13,8 +13,7 @@ namespace cuda {
 template <class S>
 Scratch<S> channels_last(Index samples, Index channels, Index pixels, const S* x) {
   Scratch<S> y(samples * channels * pixels);
-  nhwc_transpose(Cuda<S>{}, samples, channels, pixels, x, channels * pixels, y.data(),
-                 channels * pixels, false);
+  nhwc_transpose(Cuda<S>{}, samples, channels, pixels, x, y.data(), false);
   return y;
 }
 
@@ -28,12 +27,10 @@ void convolve_nchw(const Conv2dGeometry& g, bool transposed, const S* x, const S
               out_pixels = transposed ? g.in_pixels() : g.out_pixels();
   const Scratch<S> packed(PackedWeight::size(g, transposed));
   pack_weight<A>(g, transposed, w, packed.data());
-  const Index out_size = out_pixels * out_channels;
   const Scratch<S> from = channels_last(g.samples, in_channels, in_pixels, x),
-                   to(g.samples * out_size);
+                   to(g.samples * out_pixels * out_channels);
   convolve<A, S>(g, transposed, from.data(), packed.data(), {{.bias = bias}, to.data()});
-  nhwc_transpose(Cuda<S>{}, g.samples, out_pixels, out_channels, to.data(), out_size, y, out_size,
-                 accumulate);
+  nhwc_transpose(Cuda<S>{}, g.samples, out_pixels, out_channels, to.data(), y, accumulate);
 }
 
 }  // namespace cuda

@@ -12,9 +12,9 @@ namespace cuda {
 /// Rows and columns of the square that a block transposes.
 inline constexpr int tile = 32;
 
-/// Matrices, one a sample, those of x `x_stride` apart, those of y `y_stride`.
+/// Matrices, one a sample.
 struct TransposeGeometry {
-  Index samples, rows, columns, x_stride, y_stride;
+  Index samples, rows, columns;
 
   DEQ_HOST_DEVICE Index row_tiles() const { return divide_up<Index>(rows, tile); }
   DEQ_HOST_DEVICE Index column_tiles() const { return divide_up<Index>(columns, tile); }
@@ -33,12 +33,12 @@ __global__ void __launch_bounds__(threads)
             first = static_cast<int>(threadIdx.x) / tile;
   constexpr int step = threads / tile;
 
-  x += sample * g.x_stride + row * g.columns + column;
+  x += sample * g.rows * g.columns + row * g.columns + column;
 #pragma unroll
   for (int k = first; k < tile; k += step)
     if (row + k < g.rows && column + lane < g.columns) square[k][lane] = x[k * g.columns + lane];
   __syncthreads();
-  y += sample * g.y_stride + column * g.rows + row;
+  y += sample * g.rows * g.columns + column * g.rows + row;
 #pragma unroll
   for (int k = first; k < tile; k += step)
     if (column + k < g.columns && row + lane < g.rows)
@@ -64,16 +64,14 @@ void copy_strips(Cuda<S>, const StripGeometry& g, const S* from, S* to, bool acc
 /// y (cols x rows) (+)= x^T, x (rows x cols).
 template <class S>
 void transpose_matrix(Cuda<S>, Index rows, Index cols, const S* x, S* y, bool accumulate) {
-  cuda::transpose({1, rows, cols, 0, 0}, cuda::RowSet{}, x, y, accumulate);
+  cuda::transpose({1, rows, cols}, cuda::RowSet{}, x, y, accumulate);
 }
 
-/// Images of `pixels` x `channels`, one a sample, those of x `x_stride` apart, to the other order
-/// of the two, those of y `y_stride` apart.
+/// The transposes of matrices, rows x columns, one a sample.
 template <class S>
-void nhwc_transpose(Cuda<S>, Index samples, Index rows, Index columns, const S* x, Index x_stride,
-                    S* y, Index y_stride, bool accumulate) {
-  cuda::transpose({samples, rows, columns, x_stride, y_stride}, cuda::RowSet::of(samples), x, y,
-                  accumulate);
+void nhwc_transpose(Cuda<S>, Index samples, Index rows, Index columns, const S* x, S* y,
+                    bool accumulate) {
+  cuda::transpose({samples, rows, columns}, cuda::RowSet::of(samples), x, y, accumulate);
 }
 
 }  // namespace deq

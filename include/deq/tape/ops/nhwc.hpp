@@ -101,90 +101,48 @@ struct AppliedNorm {
 
 // --- Layout ------------------------------------------------------------------------------------
 
-/// A part of each sample as an image.
-template <class B>
-struct FromState {
+/// The dimensions after the first, the samples, in the order of `Order`.
+template <class B, class Order>
+struct ChangeLayout {
   static constexpr bool saves_inputs = false, saves_output = false;
-  Index first, height, width, channels;
 
-  Index size() const { return height * width * channels; }
-  Tensor<B> forward(const Tensor<B>& z) const {
-    const auto [data, dim, count] = z.batch();
-    require<ShapeError>(z.shape().rank() >= 2 && first >= 0 && first + size() <= dim,
-                        "nhwc::from_state: no ", channels, " maps of ", height, " x ", width,
-                        " from ", first, " on in samples of shape ", z.shape());
-    return z.derive(static_cast<int>(first), [&, from = data, step = dim, samples = count] {
-      Tensor<B> y({samples, height, width, channels});
-      nhwc_transpose(B{}, samples, channels, height * width, from + first, step, y.data(), size(),
-                     false);
+  Tensor<B> forward(const Tensor<B>& x) const {
+    require<ShapeError>(x.shape().rank() == 4, Order::name, ": needs images, got ", x.shape());
+    return x.derive(0, [&] {
+      Tensor<B> y(Order::result(x.shape()));
+      const auto [rows, columns] = Order::matrix(x.shape());
+      nhwc_transpose(B{}, x.extent(0), rows, columns, x.data(), y.data(), false);
       return y;
     });
   }
   void vjp(const Reverse<B>& r) const {
     if (!r.grad[0]) return;
     const auto [out, accumulate] = r.grad[0].target();
-    const Shape& z = r.grad[0].shape();
-    const Index dim = z.product(1, z.rank());
-    if (!accumulate && size() < dim) B::fill(out, z.size(), 0);
-    nhwc_transpose(B{}, z[0], height * width, channels, r.cotangent.data(), size(), out + first,
-                   dim, accumulate);
+    const auto [rows, columns] = Order::matrix(r.grad[0].shape());
+    nhwc_transpose(B{}, r.grad[0].shape()[0], columns, rows, r.cotangent.data(), out, accumulate);
   }
 };
 
-/// The C H W numbers of each sample of z (N, D), or of any (N, ...), from `first` on, which are
-/// maps (C, H, W), as an image (N, H, W, C). Of a frozen z it is made once.
-template <TensorLike Z>
-auto from_state(const Z& z, Index first, Index height, Index width, Index channels) {
-  return record(FromState<typename Z::Backend>{first, height, width, channels}, z);
+struct ChannelsLast {
+  static constexpr const char* name = "nhwc::from_nchw";
+  static Shape result(const Shape& x) { return {x[0], x[2], x[3], x[1]}; }
+  static std::pair<Index, Index> matrix(const Shape& x) { return {x[1], x[2] * x[3]}; }
+};
+struct ChannelsFirst {
+  static constexpr const char* name = "nhwc::to_nchw";
+  static Shape result(const Shape& x) { return {x[0], x[3], x[1], x[2]}; }
+  static std::pair<Index, Index> matrix(const Shape& x) { return {x[1] * x[2], x[3]}; }
+};
+
+/// Images (N, C, H, W) as (N, H, W, C). Of a frozen x it is made once.
+template <TensorLike X>
+auto from_nchw(const X& x) {
+  return record(ChangeLayout<typename X::Backend, ChannelsLast>{}, x);
 }
-
-/// Images as a state.
-template <class B>
-struct ToState {
-  static constexpr bool saves_inputs = false, saves_output = false;
-  PoolVector<Shape> shapes{};
-
-  static Index size(const Shape& image) { return image.product(1, 4); }
-  Tensor<B> forward(std::span<const Tensor<B>> xs) {
-    require<ShapeError>(!xs.empty(), "nhwc::to_state: needs at least one image");
-    Index dim = 0;
-    for (const Tensor<B>& x : xs) {
-      detail::require_images("nhwc::to_state", x.shape());
-      require<ShapeError>(x.extent(0) == xs[0].extent(0), "nhwc::to_state: ", x.shape(),
-                          " holds other samples than ", xs[0].shape());
-      shapes.push_back(x.shape());
-      dim += size(x.shape());
-    }
-    Tensor<B> z({xs[0].extent(0), dim});
-    Index first = 0;
-    for (const Tensor<B>& x : xs) {
-      nhwc_transpose(B{}, x.extent(0), x.extent(1) * x.extent(2), x.extent(3), x.data(),
-                     size(x.shape()), z.data() + first, dim, false);
-      first += size(x.shape());
-    }
-    return z;
-  }
-  void vjp(const Reverse<B>& r) const {
-    Index first = 0;
-    for (std::size_t i = 0; i < r.grad.size(); ++i) {
-      const Shape& x = shapes[i];
-      if (r.grad[i]) {
-        const auto [out, accumulate] = r.grad[i].target();
-        nhwc_transpose(B{}, x[0], x[3], x[1] * x[2], r.cotangent.data() + first,
-                       r.cotangent.extent(1), out, size(x), accumulate);
-      }
-      first += size(x);
-    }
-  }
-};
-
-/// The inverse of from_state: images (N, H, W, C), one or more, as one state (N, D), the maps (C,
-/// H, W) of each one after the other.
-template <std::ranges::contiguous_range List>
-  requires TensorLike<std::ranges::range_value_t<List>>
-auto to_state(const List& list) {
-  using X = std::ranges::range_value_t<List>;
-  return record_list(ToState<typename X::Backend>{}, std::span<const X>(list));
+/// Images (N, H, W, C) as (N, C, H, W).
+template <TensorLike X>
+auto to_nchw(const X& x) {
+  return record(ChangeLayout<typename X::Backend, ChannelsFirst>{}, x);
 }
 
 // --- Normalisation -----------------------------------------------------------------------------

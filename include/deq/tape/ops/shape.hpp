@@ -60,11 +60,12 @@ struct Slice {
                         whole);
     require<ShapeError>(first >= 0 && n >= 0 && first + n <= whole[axis], "slice: [", first, ", ",
                         first + n, ") is not within axis ", axis, " of shape ", whole);
-    if (axis == 0) return x.rows(first, n);
     Shape shape = whole;
     shape[axis] = n;
-    Tensor<B> y(shape);
     const detail::PartOfAxis part(whole, axis, first, n);
+    if (part.count == 1)
+      return x.reshaped({x.size()}).rows(part.offset, part.length).reshaped(shape);
+    Tensor<B> y(shape);
     copy_strips(B{}, StripGeometry{part.count, part.length, part.stride, part.length},
                 x.data() + part.offset, y.data(), false);
     return y;
@@ -79,7 +80,8 @@ struct Slice {
   }
 };
 
-/// The part [first, first + n) of dimension `axis`. Along axis 0 it shares memory with x.
+/// The part [first, first + n) of dimension `axis`. Where it is one piece of x's memory, as along
+/// axis 0, or of a single sample, it shares it.
 template <TensorLike X>
 auto slice(const X& x, Index axis, Index first, Index n) {
   return record(Slice<typename X::Backend>{axis, first, n}, x);

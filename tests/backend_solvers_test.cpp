@@ -16,6 +16,7 @@
 
 #include "support/maps.hpp"
 #include "support/naive_backend.hpp"
+#include "support/threads.hpp"
 
 using namespace deq;
 using namespace deq_test;
@@ -96,6 +97,30 @@ TEST_CASE_TEMPLATE("Gmres gives the same answer on both backends", S, float, dou
   CHECK(x.report.all_converged());
   CHECK(y.report.all_converged());
   CHECK(relative_error(x.z, y.z) < (std::is_same_v<S, float> ? 1e-4 : 1e-11));
+}
+
+TEST_CASE_TEMPLATE("Threads share a single large sample, and no bit depends on how many", S, float,
+                   double) {
+  constexpr Index n = 70001;
+  const auto run = [](int threads, auto solver) {
+    const Threads scope(threads);
+    auto f = column_map<Cpu<S>>(n, [](Index, const S* z, S* out) {
+      for (Index i = 0; i < n; ++i)
+        out[i] = std::cos(z[i] + S(0.3) * z[(i + 1) % n] + static_cast<S>(i % 7));
+    });
+    typename decltype(solver)::template Workspace<Cpu<S>> ws;
+    const auto solved = solve<KeepInverse::yes>(solver, f, std::vector<S>(at(n)), ws);
+    return std::pair(solved.z, apply<Cpu<S>>(ws.inverse, 0, solved.z, true));
+  };
+  const auto check = [&](auto solver) {
+    const auto one = run(1, solver);
+    CHECK(run(2, solver) == one);
+    CHECK(run(3, solver) == one);
+  };
+  const Stopping stopping{.max_iterations = 8, .relative_tolerance = 0};
+  check(Broyden<StepsOnly>{.stopping = stopping, .memory = 8});
+  check(Broyden<Pairs>{.stopping = stopping, .memory = 8});
+  check(Anderson{.stopping = stopping, .memory = 4});
 }
 
 TEST_CASE("What is allocated on a backend is given back") {

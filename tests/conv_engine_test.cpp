@@ -113,6 +113,32 @@ TEST_CASE("How well a 3x3 convolution rounds, by algorithm") {
   }
 }
 
+TEST_CASE("Threads share the panels of a single piece, and no bit depends on how many") {
+  // One piece by large tiles, one by small ones, one without tiles; moments as well.
+  for (const Conv2dGeometry& g : {Conv2dGeometry{1, 320, 8, 8, 100, 3, 3, 1, 1},
+                                  {1, 16, 4, 4, 200, 3, 3, 1, 1},
+                                  {2, 9, 5, 6, 150, 3, 3, 2, 1}}) {
+    CAPTURE(g.in_channels);
+    const auto x = random_values<float>(g.samples * g.in_pixels() * g.in_channels, 1),
+               w = random_values<float>(g.out_channels * g.patch(), 2);
+    const auto run = [&](int threads) {
+      const Threads scope(threads);
+      const engine::ConvPlan<float> plan(g, false);
+      CHECK(plan.pieces.count() < 3);
+      deq::Array<deq::Cpu<float>> packed(plan.packed_size());
+      plan.pack(w.data(), packed.data());
+      engine::MomentParts<float> moments{nullptr, g.out_channels, plan.pieces.parts()};
+      std::vector<float> y(static_cast<std::size_t>(g.samples * g.out_pixels() * g.out_channels)),
+          parts(static_cast<std::size_t>(g.samples * moments.parts * moments.part_size()));
+      moments.data = parts.data();
+      plan.run(x.data(), packed.data(), {{}, moments}, y.data());
+      return std::pair(y, parts);
+    };
+    const auto one = run(1);
+    for (const int threads : {2, 3, 8}) CHECK(run(threads) == one);
+  }
+}
+
 TEST_CASE("How well the gradient of a 3x3 weight rounds, by algorithm") {
   using engine::ConvAlgorithm;
   // As above; the bounds are about a quarter above what was measured.

@@ -24,10 +24,13 @@
 #include <deq/core/shape.hpp>
 #include <deq/core/types.hpp>
 
+#include "support/threads.hpp"
+
 using deq::Index;
 using deq::Purpose;
 using deq::Random;
 using deq::Shape;
+using deq_test::Threads;
 
 namespace {
 
@@ -43,13 +46,6 @@ std::string message_of(F f) {
   }
   return {};
 }
-
-/// Sets the number of threads for one scope.
-struct Threads {
-  explicit Threads(int n) { deq::set_num_threads(n); }
-  ~Threads() { deq::set_num_threads(before); }
-  int before = deq::num_threads();
-};
 
 /// How often parallel_for called its body with each index.
 std::vector<int> visits(Index n) {

@@ -72,7 +72,7 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 constexpr Index count = 6;
 const std::vector<Index> active{1, 3, 4};
 bool is_active(Index s) { return std::find(active.begin(), active.end(), s) != active.end(); }
-constexpr Index dims[]{1, 3, 16, 33, 2048, 2100};
+constexpr Index dims[]{1, 3, 16, 33, 2048, 5000};
 
 template <class S>
 bool near(S x, double expected, double scale) {

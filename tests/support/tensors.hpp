@@ -23,6 +23,8 @@
 #include <deq/core/random.hpp>
 #include <deq/tape/ops.hpp>
 
+#include "threads.hpp"
+
 namespace deq_test {
 
 using deq::Index;
@@ -112,16 +114,6 @@ void check_error(F f, std::initializer_list<std::string> parts) {
       CHECK_MESSAGE(what.find(part) != std::string::npos, "'", what, "' lacks '", part, "'");
   }
 }
-
-/// Sets the number of threads for one scope.
-class Threads {
- public:
-  explicit Threads(int n) { deq::set_num_threads(n); }
-  ~Threads() { deq::set_num_threads(before_); }
-
- private:
-  int before_ = deq::num_threads();
-};
 
 // Recordings --------------------------------------------------------------------------------------
 

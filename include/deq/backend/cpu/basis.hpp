@@ -126,11 +126,11 @@ inline void add_combination(BasisView<const T> h, Index s, Index rank, Index fir
       rank, [&](auto N, Index v) { add_combination<N>(h.vec(s, v) + first, h.dim, c + v, y, n); });
 }
 
-/// body(first, n) over the panels of [0, dim).
+/// body(first, n) over the panels of [start, start + count).
 template <class Body>
-inline void in_panels(Index dim, Body&& body) {
-  for (Index first = 0; first < dim; first += basis_panel)
-    body(first, std::min(basis_panel, dim - first));
+inline void in_panels(Index start, Index count, Body&& body) {
+  for (Index first = 0; first < count; first += basis_panel)
+    body(start + first, std::min(basis_panel, count - first));
 }
 
 }  // namespace deq::detail

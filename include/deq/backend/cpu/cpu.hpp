@@ -44,70 +44,85 @@ struct Cpu : HostWork {
   static void fill(S* x, Index n, S value) { std::fill_n(x, n, value); }
 
   static void gather(Samples a, ConstView whole, View compact) {
-    over(a, whole.dim,
-         [=](Index s, Index j) { copy_column(whole.col(s), compact.col(j), whole.dim); });
+    over(a, whole.dim, whole.dim, [=](Index s, Index j, Index first, Index n) {
+      copy_numbers(whole.col(s) + first, compact.col(j) + first, n);
+    });
   }
   static void scatter(Samples a, ConstView compact, View whole) {
-    over(a, whole.dim,
-         [=](Index s, Index j) { copy_column(compact.col(j), whole.col(s), whole.dim); });
+    over(a, whole.dim, whole.dim, [=](Index s, Index j, Index first, Index n) {
+      copy_numbers(compact.col(j) + first, whole.col(s) + first, n);
+    });
   }
   static void copy(Samples a, ConstView x, View y) {
-    over(a, x.dim, [=](Index s, Index) { copy_column(x.col(s), y.col(s), x.dim); });
+    over(a, x.dim, x.dim, [=](Index s, Index, Index first, Index n) {
+      copy_numbers(x.col(s) + first, y.col(s) + first, n);
+    });
   }
 
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared) {
-    over(a, z.dim, [=](Index s, Index j) {
-      const S* fj = f.col(j);
-      const S* zs = z.col(s);
-      S* gs = g.col(s);
-      for (Index i = 0; i < z.dim; ++i) gs[i] = fj[i] - zs[i];
-      g_squared[s] = detail::dot(gs, gs, z.dim);
-      f_squared[s] = detail::dot(fj, fj, z.dim);
-    });
+    sums_over(
+        a, z.dim, z.dim, 2,
+        [=](Index s, Index j, Index first, Index n, S* sums) {
+          detail::subtract(f.col(j) + first, z.col(s) + first, g.col(s) + first, n, sums[0],
+                           sums[1]);
+        },
+        [=](Index s, const S* sums) {
+          g_squared[s] = sums[0];
+          f_squared[s] = sums[1];
+        });
   }
   static void dot(Samples a, ConstView x, ConstView y, S* out) {
-    over(a, x.dim, [=](Index s, Index) { out[s] = detail::dot(x.col(s), y.col(s), x.dim); });
+    sums_over(
+        a, x.dim, x.dim, 1,
+        [=](Index s, Index, Index first, Index n, S* sum) {
+          *sum += detail::dot(x.col(s) + first, y.col(s) + first, n);
+        },
+        [=](Index s, const S* sum) { out[s] = *sum; });
   }
   static void axpby(Samples a, S alpha, ConstView x, S beta, View y) {
-    over(a, x.dim, [=](Index s, Index) { axpby_column(alpha, x.col(s), beta, y.col(s), x.dim); });
+    over(a, x.dim, x.dim, [=](Index s, Index, Index first, Index n) {
+      axpby_numbers(alpha, x.col(s) + first, beta, y.col(s) + first, n);
+    });
   }
   static void axpby(Samples a, const S* alpha, ConstView x, const S* beta, View y) {
-    over(a, x.dim,
-         [=](Index s, Index) { axpby_column(alpha[s], x.col(s), beta[s], y.col(s), x.dim); });
+    over(a, x.dim, x.dim, [=](Index s, Index, Index first, Index n) {
+      axpby_numbers(alpha[s], x.col(s) + first, beta[s], y.col(s) + first, n);
+    });
   }
 
   // A basis may be stored as S or as Bfloat16.
   template <class T>
   static void project(Samples a, BasisView<T> h, const Index* rank, ConstView x, S* out) {
-    over(a, h.dim * std::max<Index>(h.capacity, 1), [=](Index s, Index) {
-      S* c = out + s * h.capacity;
-      std::fill_n(c, rank[s], S(0));
-      detail::in_panels(h.dim, [&](Index first, Index n) {
-        detail::add_dots(BasisView<const T>(h), s, rank[s], first, n, x.col(s) + first, c);
-      });
-    });
+    sums_over(
+        a, h.dim, h.dim * std::max<Index>(h.capacity, 1), h.capacity,
+        [=](Index s, Index, Index first, Index n, S* sums) {
+          add_dots(h, s, rank[s], first, n, x.col(s) + first, sums);
+        },
+        [=](Index s, const S* sums) { std::copy_n(sums, rank[s], out + s * h.capacity); });
   }
   template <class T>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
                        BasisView<T> h, const Index* rank, S* out) {
-    over(a, h.dim * (h.capacity + 1), [=](Index s, Index j) {
-      S* c = out + s * h.capacity;
-      std::fill_n(c, rank[s], S(0));
-      S gg = 0, ff = 0;
-      detail::in_panels(h.dim, [&](Index first, Index n) {
-        S* gs = g.col(s) + first;
-        detail::subtract(f.col(j) + first, z.col(s) + first, gs, n, gg, ff);
-        detail::add_dots(BasisView<const T>(h), s, rank[s], first, n, gs, c);
-      });
-      g_squared[s] = gg;
-      f_squared[s] = ff;
-    });
+    sums_over(
+        a, h.dim, h.dim * (h.capacity + 1), h.capacity + 2,
+        [=](Index s, Index j, Index first, Index n, S* sums) {
+          detail::in_panels(first, n, [&](Index start, Index size) {
+            S* const gs = g.col(s) + start;
+            detail::subtract(f.col(j) + start, z.col(s) + start, gs, size, sums[0], sums[1]);
+            add_dots(h, s, rank[s], start, size, gs, sums + 2);
+          });
+        },
+        [=](Index s, const S* sums) {
+          g_squared[s] = sums[0];
+          f_squared[s] = sums[1];
+          std::copy_n(sums + 2, rank[s], out + s * h.capacity);
+        });
   }
   template <class T>
   static void combine(Samples a, BasisView<T> h, const Index* rank, const S* coefficient, S alpha,
                       ConstView x, View y) {
-    over(a, h.dim * (h.capacity + 1), [=](Index s, Index) {
-      detail::in_panels(h.dim, [&](Index first, Index n) {
+    over(a, h.dim, h.dim * (h.capacity + 1), [=](Index s, Index, Index from, Index count) {
+      detail::in_panels(from, count, [&](Index first, Index n) {
         S* ys = y.col(s) + first;
         const S* xs = x.col(s) + first;
         if (xs != ys || alpha != S(1))
@@ -120,58 +135,59 @@ struct Cpu : HostWork {
   template <class T>
   static void extend(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
                      const S* alpha, ConstView x, const Index* slot, View z, S* squared) {
-    over(a, h.dim * (h.capacity + 1), [=](Index s, Index) {
-      S y[detail::basis_panel];
-      S yy = 0;
-      detail::in_panels(h.dim, [&](Index first, Index n) {
-        const S* xs = x.col(s) + first;
-        const S p = alpha[s];
-        for (Index i = 0; i < n; ++i) y[i] = p == S(0) ? S(0) : p * xs[i];
-        detail::add_combination(BasisView<const T>(h), s, rank[s], first, n,
-                                coefficient + s * h.capacity, y);
-        if constexpr (!std::is_same_v<S, T>)  // the vector is what is stored of it
-          for (Index i = 0; i < n; ++i) y[i] = static_cast<S>(T(y[i]));
-        if (z.data) {
-          S* zs = z.col(s) + first;
-          for (Index i = 0; i < n; ++i) zs[i] += y[i];
-        }
-        if (slot[s] >= 0) {
-          T* hs = h.vec(s, slot[s]) + first;
-          for (Index i = 0; i < n; ++i) hs[i] = T(y[i]);
-        }
-        yy += detail::dot(y, y, n);
-      });
-      squared[s] = yy;
-    });
+    sums_over(
+        a, h.dim, h.dim * (h.capacity + 1), 1,
+        [=](Index s, Index, Index from, Index count, S* sum) {
+          S y[detail::basis_panel];
+          detail::in_panels(from, count, [&](Index first, Index n) {
+            const S* xs = x.col(s) + first;
+            const S p = alpha[s];
+            for (Index i = 0; i < n; ++i) y[i] = p == S(0) ? S(0) : p * xs[i];
+            detail::add_combination(BasisView<const T>(h), s, rank[s], first, n,
+                                    coefficient + s * h.capacity, y);
+            if constexpr (!std::is_same_v<S, T>)  // the vector is what is stored of it
+              for (Index i = 0; i < n; ++i) y[i] = static_cast<S>(T(y[i]));
+            if (z.data) {
+              S* zs = z.col(s) + first;
+              for (Index i = 0; i < n; ++i) zs[i] += y[i];
+            }
+            if (slot[s] >= 0) {
+              T* hs = h.vec(s, slot[s]) + first;
+              for (Index i = 0; i < n; ++i) hs[i] = T(y[i]);
+            }
+            *sum += detail::dot(y, y, n);
+          });
+        },
+        [=](Index s, const S* sum) { squared[s] = *sum; });
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
-    over(a, h.dim, [=](Index s, Index) {
+    over(a, h.dim, h.dim, [=](Index s, Index, Index first, Index n) {
       const S p = alpha[s];
-      const S* xs = x.col(s);
+      const S* xs = x.col(s) + first;
       if (slot[s] < 0) return;
-      S* hs = h.vec(s, slot[s]);
+      S* hs = h.vec(s, slot[s]) + first;
       // 0 * x must be 0 even where x is not finite: that is how a pair is left out.
       if (p == S(0))
-        std::fill_n(hs, h.dim, S(0));
+        std::fill_n(hs, n, S(0));
       else
-        for (Index i = 0; i < h.dim; ++i) hs[i] = p * xs[i];
+        for (Index i = 0; i < n; ++i) hs[i] = p * xs[i];
     });
   }
   static void accumulate(Samples a, const S* alpha, ConstBasis h, const Index* slot, View y) {
-    over(a, h.dim, [=](Index s, Index) {
+    over(a, h.dim, h.dim, [=](Index s, Index, Index first, Index n) {
       const S p = alpha[s];
       if (p == S(0)) return;
-      const S* hs = h.vec(s, slot[s]);
-      S* ys = y.col(s);
-      for (Index i = 0; i < h.dim; ++i) ys[i] += p * hs[i];
+      const S* hs = h.vec(s, slot[s]) + first;
+      S* ys = y.col(s) + first;
+      for (Index i = 0; i < n; ++i) ys[i] += p * hs[i];
     });
   }
   static void rotate(Samples a, Basis h, Index i, const S* cosine, const S* sine) {
-    over(a, h.dim, [=](Index s, Index) {
+    over(a, h.dim, h.dim, [=](Index s, Index, Index first, Index n) {
       const S c = cosine[s], t = sine[s];
-      S* p = h.vec(s, i);
-      S* q = h.vec(s, i + 1);
-      for (Index k = 0; k < h.dim; ++k) {
+      S* p = h.vec(s, i) + first;
+      S* q = h.vec(s, i + 1) + first;
+      for (Index k = 0; k < n; ++k) {
         const S pk = p[k];
         p[k] = c * pk + t * q[k];
         q[k] = c * q[k] - t * pk;
@@ -208,21 +224,60 @@ struct Cpu : HostWork {
   }
 
  private:
-  static void copy_column(const S* from, S* to, Index n) {
+  static void copy_numbers(const S* from, S* to, Index n) {
     std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(S));
   }
-  static void axpby_column(S p, const S* x, S q, S* y, Index n) {
+  static void axpby_numbers(S p, const S* x, S q, S* y, Index n) {
     // 0 * y must be 0 even where y holds no number yet.
     if (q == S(0))
       for (Index i = 0; i < n; ++i) y[i] = p * x[i];
     else
       for (Index i = 0; i < n; ++i) y[i] = p * x[i] + q * y[i];
   }
-  /// body(sample, position) over the active samples; shared by the team when it is worth waking.
+  template <class T>
+  static void add_dots(BasisView<T> h, Index s, Index rank, Index first, Index n, const S* x,
+                       S* sums) {
+    detail::in_panels(first, n, [&](Index start, Index size) {
+      detail::add_dots(BasisView<const T>(h), s, rank, start, size, x + (start - first), sums);
+    });
+  }
+
+  /// Numbers of a sample that are taken at a time, so that a team can share even a single one.
+  static constexpr Index chunk = 4096;
+  static Index chunks(Index dim) { return std::max<Index>(1, (dim + chunk - 1) / chunk); }
+
+  /// body(sample, position, first, n) for the numbers [first, first + n) of the active samples, in
+  /// chunks; shared by the team when it is worth waking, `work` being the numbers read a sample.
   template <class Body>
-  static void over(Samples a, Index work, Body&& body) {
+  static void over(Samples a, Index dim, Index work, Body&& body) {
+    const Index parts = chunks(dim);
     parallel_for(
-        a.count, [&](Index j) { body(a[j], j); }, a.count * work < 32768);
+        a.count * parts,
+        [&](Index i) {
+          const Index j = i / parts, first = i % parts * chunk;
+          body(a[j], j, first, std::min(chunk, dim - first));
+        },
+        a.count * work < 32768);
+  }
+  /// The same for `count` sums a sample: body(sample, position, first, n, sums) adds to those of a
+  /// chunk, which are added up in order, for finish(sample, sums).
+  template <class Body, class Finish>
+  static void sums_over(Samples a, Index dim, Index work, Index count, Body&& body,
+                        Finish&& finish) {
+    const Index parts = chunks(dim);
+    const Array<Cpu> memory(a.count * parts * count);
+    S* const sums = memory.data();
+    over(a, dim, work, [&](Index s, Index j, Index first, Index n) {
+      S* const own = sums + (j * parts + first / chunk) * count;
+      std::fill_n(own, count, S(0));
+      body(s, j, first, n, own);
+    });
+    for (Index j = 0; j < a.count; ++j) {
+      S* const total = sums + j * parts * count;
+      for (Index part = 1; part < parts; ++part)
+        for (Index k = 0; k < count; ++k) total[k] += total[part * count + k];
+      finish(a[j], total);
+    }
   }
 };
 

@@ -25,21 +25,24 @@ class Footprint {
   Index classes() const { return step() * step(); }
   Index class_columns(Index c) const { return count(out_width(), c % step()); }
   Index class_pixels(Index c) const { return count(out_height(), c / step()) * class_columns(c); }
-  Index line(Index c, Index i) const { return i / class_columns(c) * step() + c / step(); }
-  Index column(Index c, Index i) const { return i % class_columns(c) * step() + c % step(); }
+  /// The first line and column of a class, and from one to the next.
+  Index first_line(Index c) const { return c / step(); }
+  Index first_column(Index c) const { return c % step(); }
+  Index step() const { return transposed_ ? g_.stride : 1; }
 
   /// Whether the pixels of class c see this line (column) of the kernel.
   bool sees(Index c, Index tap) const {
     return along(c / step(), tap / g_.kernel_width) && along(c % step(), tap % g_.kernel_width);
   }
-  /// The input line seen from an output line under a kernel line; columns alike.
-  Index source(Index out, Index k) const {
-    return transposed_ ? (out + g_.padding - k) / g_.stride : out * g_.stride + k - g_.padding;
+  /// The input line that an output line sees under the kernel's first line, and how much farther it
+  /// sees under another line, of those that its class sees; columns alike.
+  Index origin(Index out) const {
+    return transposed_ ? (out + g_.padding) / g_.stride : out * g_.stride - g_.padding;
   }
+  Index shift(Index k) const { return transposed_ ? -(k / g_.stride) : k; }
 
  private:
   Index count(Index extent, Index first) const { return (extent - first + step() - 1) / step(); }
-  Index step() const { return transposed_ ? g_.stride : 1; }
   bool along(Index out, Index k) const { return (out + g_.padding - k) % step() == 0; }
 
   Conv2dGeometry g_;
@@ -59,24 +62,44 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
   const Array<Cpu<S>> zeros(in_channels);
   std::fill_n(zeros.data(), in_channels, S(0));
   struct Place {
-    Index line, column, pixel;
+    Index line, column, pixel;  // the first two of the input, the third of the output
   };
-  parallel_for(pieces.count() * print.classes(), [&](Index index) {
-    const auto piece = pieces[index / print.classes()];
-    const Index c = index % print.classes();
+  struct Tap {
+    Index down, right;
+    const S* weights;
+  };
+  const SharedPanels shared(pieces.count() * print.classes(), panels.count());
+  parallel_for(shared.count(), [&](Index index) {
+    const auto piece = pieces[shared.piece(index) / print.classes()];
+    const Index c = shared.piece(index) % print.classes();
     const Index first = std::min(piece.first, print.class_pixels(c));
     const Index count = std::min(piece.last, print.class_pixels(c)) - first;
     Array<Cpu<S>, Place> places(count);
+    const Index columns = print.class_columns(c),
+                last_column = print.first_column(c) + columns * print.step();
+    Index line = print.first_line(c) + first / columns * print.step(),
+          column = print.first_column(c) + first % columns * print.step();
     for (Index i = 0; i < count; ++i) {
-      const Index line = print.line(c, first + i), column = print.column(c, first + i);
-      places.data()[i] = {line, column, line * out_width + column};
+      places.data()[i] = {print.origin(line), print.origin(column), line * out_width + column};
+      column += print.step();
+      if (column == last_column) {
+        column = print.first_column(c);
+        line += print.step();
+      }
     }
 
+    Array<Cpu<S>, Tap> seen(taps);
     const auto panel = [&](Index p, auto fused) {
-      const S* weights = packed + panels.first_channel(p) * taps * in_channels;
       const Index width = panels.width_of(p) * simd_width<S>;
+      const S* weights = packed + panels.first_channel(p) * taps * in_channels;
+      Tap* last_seen = seen.data();
+      for (Index tap = 0; tap < taps; ++tap, weights += in_channels * width)
+        if (print.sees(c, tap))
+          *last_seen++ = {print.shift(tap / g.kernel_width), print.shift(tap % g.kernel_width),
+                          weights};
       PanelWriter<S, fused, true> writer(epilogue, print.out_height() * out_width, out_channels,
-                                         panels.first_channel(p), y, piece.part);
+                                         panels.first_channel(p), panels.width_of(p), y,
+                                         piece.part);
       for (Index sample = piece.first_sample; sample < piece.last_sample; ++sample) {
         writer.select(sample);
         const Pixels<S> image(x + sample * in_height * in_width * in_channels, in_height, in_width,
@@ -86,15 +109,12 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
             const Place* place = places.data() + start;
             Block<S, r, v> block;
             block.clear();
-            for (Index tap = 0, terms = 0; tap < taps; ++tap) {
-              if (!print.sees(c, tap)) continue;
+            for (const Tap* tap = seen.data(); tap != last_seen; ++tap) {
               const S* row[r];
               for (int i = 0; i < r; ++i)
-                row[i] = image.at(print.source(place[i].line, tap / g.kernel_width),
-                                  print.source(place[i].column, tap % g.kernel_width));
-              const S* of_tap = weights + tap * in_channels * width;
-              terms++ == 0 ? block.set_product(row, of_tap, in_channels)
-                           : block.add_product(row, of_tap, in_channels);
+                row[i] = image.at(place[i].line + tap->down, place[i].column + tap->right);
+              tap == seen.data() ? block.set_product(row, tap->weights, in_channels)
+                                 : block.add_product(row, tap->weights, in_channels);
             }
             unroll<v>([&](auto j) DEQ_INLINE {
               writer.write(j, [&](auto&& put) DEQ_INLINE {
@@ -105,7 +125,7 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
         });
       }
     };
-    for (Index p = 0; p < panels.count(); ++p)
+    for (Index p = shared.first(index); p < shared.last(index); ++p)
       is_fused(epilogue, out_channels) ? panel(p, std::true_type{}) : panel(p, std::false_type{});
   });
 }

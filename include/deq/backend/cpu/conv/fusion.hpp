@@ -65,7 +65,7 @@ class Moments {
   /// Into a part, from `channel` on.
   void store_to(const MomentParts<S>& moments, Index sample, Index part, Index channel) const {
     S* p = moments.part(sample, part);
-    p[0] = count_;
+    if (channel == 0) p[0] = count_;
     store(p + 1 + channel, mean_, moments.channels - channel);
     store(p + 1 + moments.channels + channel, squares_, moments.channels - channel);
   }
@@ -95,13 +95,14 @@ struct Epilogue : NhwcConvParts<S> {
 template <class S, bool fused, bool moments>
 class PanelWriter {
  public:
-  PanelWriter(const Epilogue<S>& epilogue, Index pixels, Index channels, Index first_channel, S* y,
-              Index part)
+  PanelWriter(const Epilogue<S>& epilogue, Index pixels, Index channels, Index first_channel,
+              int vectors, S* y, Index part)
       : epilogue_(epilogue),
         sample_size_(pixels * channels),
         channels_(channels),
         first_(first_channel),
         part_(part),
+        vectors_(vectors),
         y_(y) {}
   PanelWriter(const PanelWriter&) = delete;
   PanelWriter& operator=(const PanelWriter&) = delete;
@@ -112,9 +113,8 @@ class PanelWriter {
     if (sample == sample_) return;
     finish();
     sample_ = sample;
-    for (int v = 0; v < max_panel; ++v) {
+    for (int v = 0; v < vectors_; ++v) {
       const Index channel = first_ + v * simd_width<S>, width = channels_ - channel;
-      if (width <= 0) break;
       mask_[v] = epilogue_.mask ? load(epilogue_.mask + sample * channels_ + channel, width)
                                 : broadcast(S(1));
       bias_[v] = epilogue_.bias ? load(epilogue_.bias + channel, width) : Simd<S>{};
@@ -163,7 +163,7 @@ class PanelWriter {
 
   void finish() {
     if (!moments || sample_ < 0 || !epilogue_.moments) return;
-    for (int v = 0; v < max_panel && first_ + v * simd_width<S> < channels_; ++v) {
+    for (int v = 0; v < vectors_; ++v) {
       sums_[v].add(runs_[v]);
       sums_[v].store_to(epilogue_.moments, sample_, part_, first_ + v * simd_width<S>);
     }
@@ -171,6 +171,7 @@ class PanelWriter {
 
   const Epilogue<S>& epilogue_;
   Index sample_size_, channels_, first_, part_;
+  int vectors_;
   S* y_;
   Index sample_ = -1;
   Simd<S> bias_[max_panel], mask_[max_panel];

@@ -17,7 +17,9 @@ class Pixels {
       : image_(image), zeros_(zeros), height_(height), width_(width), channels_(channels) {}
 
   const S* at(Index line, Index column) const {
-    const bool inside = line >= 0 && line < height_ && column >= 0 && column < width_;
+    // Unsigned, what is below 0 is beyond the end as well.
+    const bool inside = static_cast<std::size_t>(line) < static_cast<std::size_t>(height_) &&
+                        static_cast<std::size_t>(column) < static_cast<std::size_t>(width_);
     return inside ? image_ + (line * width_ + column) * channels_ : zeros_;
   }
 

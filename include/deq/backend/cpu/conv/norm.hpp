@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cmath>
+#include <numeric>
 
 #include <deq/backend/cpu/conv/fusion.hpp>
 #include <deq/backend/cpu/conv/pieces.hpp>
@@ -27,21 +28,37 @@ void for_each_pixel_piece(const NormGeometry& g, Body&& body) {
         for (Index n = piece.first_sample; n < piece.last_sample; ++n)
           body(n, piece.part, piece.first, piece.last);
       },
-      g.samples * g.pixels * g.channels < 32768);
+      g.samples * g.pixels * g.channels < 16384);
 }
 
-/// Rows of one number a channel, each padded to whole vectors: what a pass multiplies with.
+/// Rows of one number a channel, for passes over pixels that lie one after the other: they go
+/// through memory vector by vector, whatever the number of channels, and a row repeats itself until
+/// it ends with a vector.
 template <class S>
 class ChannelTable {
  public:
   ChannelTable(Index rows, Index channels)
-      : stride_(simd_count<S>(channels) * simd_width<S>), numbers_(rows * stride_) {
-    std::fill_n(numbers_.data(), numbers_.size(), S(0));
+      : channels_(channels),
+        length_(std::lcm(std::max<Index>(channels, 1), simd_width<S>)),
+        numbers_(rows * length_) {}
+  S* row(Index r) const { return numbers_.data() + r * length_; }
+  /// Once the first `channels` numbers of every row are there.
+  void repeat() const {
+    for (S* p = numbers_.data(); p != numbers_.data() + numbers_.size(); p += length_)
+      for (Index i = channels_; i < length_; i += channels_) std::copy_n(p, channels_, p + i);
   }
-  S* row(Index r) const { return numbers_.data() + r * stride_; }
+  /// body(place, place in a row, Whole or First) for all vectors of `count` numbers.
+  template <class Body>
+  DEQ_INLINE void for_each_vector(Index count, Body&& body) const {
+    Index first = 0;
+    for (; first + length_ <= count; first += length_)
+      for (Index i = 0; i < length_; i += simd_width<S>) body(first + i, i, Whole{});
+    detail::for_each_vector<S>(count - first,
+                               [&](Index i, auto width) DEQ_INLINE { body(first + i, i, width); });
+  }
 
  private:
-  Index stride_;
+  Index channels_, length_;
   Array<Cpu<S>> numbers_;
 };
 
@@ -111,18 +128,18 @@ void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
       table.row(1)[c] = norm.inverse[s] * norm.scale(c);
       table.row(2)[c] = norm.bias ? norm.bias[c] : S(0);
     }
+    table.repeat();
+    const Index begin = (n * g.pixels + first) * g.channels, size = (last - first) * g.channels;
     const S *const mean = table.row(0), *const factor = table.row(1), *const bias = table.row(2);
     const auto pass = [&](auto with_residual, auto with_relu) {
-      for (Index p = first; p < last; ++p) {
-        const Index pixel = (n * g.pixels + p) * g.channels;
-        for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
-          Simd<S> v = load(u + pixel + c, width) - load(mean + c);
-          v = v * load(factor + c) + load(bias + c);
-          if constexpr (with_residual) v += load(residual + pixel + c, width);
-          if constexpr (with_relu) v = rectified<S>(v);
-          store(y + pixel + c, v, width);
-        });
-      }
+      table.for_each_vector(size, [&](Index i, Index c, auto width) DEQ_INLINE {
+        const Index place = begin + i;
+        Simd<S> v = load(u + place, width) - load(mean + c);
+        v = v * load(factor + c) + load(bias + c);
+        if constexpr (with_residual) v += load(residual + place, width);
+        if constexpr (with_relu) v = rectified<S>(v);
+        store(y + place, v, width);
+      });
     };
     constexpr std::true_type yes;
     constexpr std::false_type no;
@@ -224,22 +241,21 @@ void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cot
         table.row(4)[c] = mask ? mask[n * g.channels + c] : S(1);
       }
     }
+    table.repeat();
+    const Index begin = (n * g.pixels + first) * g.channels, size = (last - first) * g.channels;
     const S *const mean = table.row(0), *const of_d = table.row(1), *const offset = table.row(2),
                    *const of_u_less_mean = table.row(3), *const of_mask = table.row(4);
     const auto pass = [&](auto with_relu) {
-      for (Index p = first; p < last; ++p) {
-        const Index pixel = (n * g.pixels + p) * g.channels;
-        for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
-          const Index place = pixel + c;
-          Simd<S> d = load(cotangent + place, width);
-          if constexpr (with_relu) d = before_relu<S>(d, load(y + place, width));
-          const Simd<S> du = d * load(of_d + c) - load(offset + c) -
-                             (load(u + place, width) - load(mean + c)) * load(of_u_less_mean + c);
-          put(of_residual, place, d, width);
-          put(of_u, place, du, width);
-          if (masked) store(masked + place, du * load(of_mask + c), width);
-        });
-      }
+      table.for_each_vector(size, [&](Index i, Index c, auto width) DEQ_INLINE {
+        const Index place = begin + i;
+        Simd<S> d = load(cotangent + place, width);
+        if constexpr (with_relu) d = before_relu<S>(d, load(y + place, width));
+        const Simd<S> du = d * load(of_d + c) - load(offset + c) -
+                           (load(u + place, width) - load(mean + c)) * load(of_u_less_mean + c);
+        put(of_residual, place, d, width);
+        put(of_u, place, du, width);
+        if (masked) store(masked + place, du * load(of_mask + c), width);
+      });
     };
     norm.relu ? pass(std::true_type{}) : pass(std::false_type{});
   });

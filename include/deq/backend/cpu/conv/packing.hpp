@@ -28,6 +28,26 @@ struct Panels {
   Index first_channel(Index panel) const { return panel * width * simd_width<S>; }
 };
 
+/// Who computes which panels of which piece: where there are fewer pieces than threads, several
+/// threads share the panels of one, each reading all of its input.
+class SharedPanels {
+ public:
+  SharedPanels(Index pieces, Index panels)
+      : panels_(panels),
+        shares_(detail::inside_parallel
+                    ? 1
+                    : std::clamp<Index>(num_threads() / std::max<Index>(pieces, 1), 1, panels)),
+        pieces_(pieces) {}
+
+  Index count() const { return pieces_ * shares_; }
+  Index piece(Index i) const { return i / shares_; }
+  Index first(Index i) const { return i % shares_ * panels_ / shares_; }
+  Index last(Index i) const { return (i % shares_ + 1) * panels_ / shares_; }
+
+ private:
+  Index panels_, shares_, pieces_;
+};
+
 /// A 3 x 3 or other weight (O, I, kh, kw), as a convolution from `in` to `out` channels reads it:
 /// as it stands, or for the transpose of the convolution with the roles of the channels exchanged.
 template <class S>

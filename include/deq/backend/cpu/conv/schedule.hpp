@@ -88,16 +88,17 @@ struct ConvPlan {
     }
     return Footprint(geometry, transposed).class_pixels(0);
   }
-  /// A piece's transformed input stays in a second-level cache of half a MiB; one image of 32 x 32
+  /// A piece's transformed input stays in a second-level cache of half a MiB; one image of 16 x 16
   /// still keeps two threads busy. Weights that no such cache holds are read again by every piece,
   /// which is then larger.
   Index unit_target() const {
-    if (algorithm == ConvAlgorithm::direct) return 256;
+    if (algorithm == ConvAlgorithm::direct) return 128;
     constexpr Index cache = 288 * 1024;
     const Index tile = points() * in * static_cast<Index>(sizeof(S));
     const Index most = algorithm == ConvAlgorithm::winograd4 ? 32 : 64;
     if (packed_size() * static_cast<Index>(sizeof(S)) > 2 * 1024 * 1024) return 64;
-    return std::clamp<Index>(cache / tile, 16, most);
+    const Index target = std::clamp<Index>(cache / tile, 16, most);
+    return units() >= 16 ? std::min(target, units() / 2) : target;
   }
 };
 

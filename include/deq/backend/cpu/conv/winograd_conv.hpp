@@ -133,10 +133,10 @@ void prefetch_output(const Conv2dGeometry& g, const S* y, Index channels, const 
 /// not stay in the second-level one, and the input is larger than the output, everything at once,
 /// so that both are read a single time.
 template <int M, class S>
-ProductChunk product_chunk(const Conv2dGeometry& g, const Panels<S>& panels, Index tiles) {
+ProductChunk product_chunk(const Conv2dGeometry& g, Index tiles, Index panels) {
   constexpr Index points = Winograd<M>::tile * Winograd<M>::tile, far_away = 2 * 1024 * 1024;
   const Index bytes = packed_size<S>(g.in_channels, g.out_channels, points) * Index{sizeof(S)};
-  if (bytes > far_away && g.in_channels > g.out_channels) return {tiles, panels.count()};
+  if (bytes > far_away && g.in_channels > g.out_channels) return {tiles, panels};
   return {16, 1};
 }
 
@@ -149,8 +149,10 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
   const Panels<S> panels(g.out_channels);
   const Array<Cpu<S>> zeros(g.in_channels);
   std::fill_n(zeros.data(), g.in_channels, S(0));
-  parallel_for(pieces.count(), [&](Index index) {
-    const auto piece = pieces[index];
+  const SharedPanels shared(pieces.count(), panels.count());
+  parallel_for(shared.count(), [&](Index index) {
+    const auto piece = pieces[shared.piece(index)];
+    const Index first_panel = shared.first(index), last_panel = shared.last(index);
     const Index per_sample = piece.last - piece.first;
     const Index count = (piece.last_sample - piece.first_sample) * per_sample;
     Array<Cpu<S>, Tile> places(count);
@@ -165,20 +167,20 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
       transform_input<M>(image, place[i].line - g.padding, place[i].column - g.padding,
                          g.in_channels, input, i);
     }
-    const ProductChunk chunk = product_chunk<M>(g, panels, count);
+    const ProductChunk chunk = product_chunk<M, S>(g, count, last_panel - first_panel);
     const TransformedTiles<S> product(points, chunk.tiles,
                                       chunk.panels * panels.width * simd_width<S>);
     with_epilogue(epilogue, g.out_channels, [&](auto fused, auto moments) {
-      for (Index p = 0; p < panels.count(); ++p) {
-        const Index channel = panels.first_channel(p), in_chunk = p % chunk.panels;
+      for (Index p = first_panel; p < last_panel; ++p) {
+        const Index channel = panels.first_channel(p), in_chunk = (p - first_panel) % chunk.panels;
         const Index width = panels.width_of(p) * simd_width<S>;
-        PanelWriter<S, fused, moments> writer(epilogue, g.out_pixels(), g.out_channels, channel, y,
-                                              piece.part);
+        PanelWriter<S, fused, moments> writer(epilogue, g.out_pixels(), g.out_channels, channel,
+                                              panels.width_of(p), y, piece.part);
         for (Index first = 0; first < count; first += chunk.tiles) {
           const Index n = std::min(chunk.tiles, count - first);
           if (in_chunk == 0)
             multiply_points(points, input, first, n, packed, panels, p,
-                            std::min(p + chunk.panels, panels.count()), product);
+                            std::min(p + chunk.panels, last_panel), product);
           for (Index i = 0; i < n; ++i) {
             writer.select(place[first + i].sample);
             if (first + i + 1 < count)

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cmath>
-#include <vector>
+#include <span>
 
 #include <Eigen/Core>
 
@@ -36,8 +36,8 @@ class DenseTanh {
 
   Index dim() const { return dim_; }
   /// W row by row, and x sample by sample, for a peer to compute the same.
-  const std::vector<S>& weights() const { return w_; }
-  const std::vector<S>& inputs() const { return x_; }
+  std::span<const S> weights() const { return w_; }
+  std::span<const S> inputs() const { return x_; }
 
   /// What a layer does for every solve, since its parameters are new: packs W. For a single sample,
   /// which reads W as often as it would be packed, it does not pay.
@@ -64,7 +64,7 @@ class DenseTanh {
 
  private:
   Index dim_;
-  std::vector<S> w_, x_;
+  deq::PoolVector<S> w_, x_;  // at the beginning of a cache line, as tensors are
   deq::Array<Backend> packed_;
 };
 

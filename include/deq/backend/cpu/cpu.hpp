@@ -265,6 +265,14 @@ struct Cpu : HostWork {
   static void sums_over(Samples a, Index dim, Index work, Index count, Body&& body,
                         Finish&& finish) {
     const Index parts = chunks(dim);
+    constexpr Index few = 128;
+    if (parts == 1 && count <= few)
+      return over(a, dim, work, [&](Index s, Index j, Index first, Index n) {
+        S own[few];
+        std::fill_n(own, count, S(0));
+        body(s, j, first, n, own);
+        finish(s, static_cast<const S*>(own));
+      });
     const Array<Cpu> memory(a.count * parts * count);
     S* const sums = memory.data();
     over(a, dim, work, [&](Index s, Index j, Index first, Index n) {

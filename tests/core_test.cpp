@@ -341,6 +341,29 @@ TEST_CASE("a thread gets the memory that it gave back itself, before any other")
   pool.trim();
 }
 
+TEST_CASE("a large request takes a free block of up to twice its size, which keeps its size") {
+  auto& pool = deq::HostPool::instance();
+  pool.trim();
+  constexpr std::size_t size = 40'000'000;
+  void* const block = pool.acquire(size);
+  pool.release(block, size);
+  const auto requests = pool.system_requests();
+  void* const part = pool.acquire(size / 2 + size / 8);
+  CHECK(part == block);
+  pool.release(part, size / 2 + size / 8);
+  void* const again = pool.acquire(size);  // it is not taken for a smaller one
+  CHECK(again == block);
+  CHECK(pool.system_requests() == requests);
+  void* const other = pool.acquire(size / 4);  // too small to have had the block
+  CHECK(pool.system_requests() == requests + 1);
+  pool.release(again, size);
+  void* const small = pool.acquire(size / 4);
+  CHECK(small != block);
+  pool.release(other, size / 4);
+  pool.release(small, size / 4);
+  pool.trim();
+}
+
 TEST_CASE("Bfloat16 rounds to the nearest, ties to even, and keeps what is no number") {
   const auto rounded = [](float x) { return static_cast<float>(deq::Bfloat16(x)); };
   for (const float x : {0.f, 1.f, -1.f, 0.5f, 256.f, -3.140625f, 0x1p-126f, 0x1p-133f})

@@ -168,6 +168,33 @@ TEST_CASE_TEMPLATE("VJPs of conv_norm are those of the operations that it stands
     });
 }
 
+TEST_CASE("conv_norm writes over no cotangent that somebody else has") {
+  const Tensor image = random_tensor({2, 4, 4, 3}, 1), kernel = random_tensor({4, 3, 3, 3}, 2),
+               c = random_tensor({2, 4, 4, 4}, 3);
+  const nhwc::ConvNormOptions options{.groups = 2, .conv = {.padding = 1}, .relu = true};
+  deq::Tape<deq::Cpu<double>> tape;
+  using Var = deq::Var<deq::Cpu<double>>;
+  const Var x = tape.input(image), w = tape.input(kernel);
+  const Var y = nhwc::conv_norm(x, w, options), z = y * 2.0;
+  const auto gradients = [&](std::vector<Var> wrt, const Tensor& cotangent, const Var& of) {
+    std::vector<Tensor> grads;
+    for (const Var& v : wrt) grads.emplace_back(v.shape());
+    tape.vjp(of, cotangent, wrt, grads);
+    return grads;
+  };
+  // The cotangent of y: the caller's, asked for beside the others, or the tape's own.
+  const Tensor given = c.clone();
+  const auto of_caller = gradients({x, w}, given, y);
+  CHECK(same_bits(given, c));
+  const Tensor half = c * 0.5;
+  const auto asked_for = gradients({y, x, w}, half, z), own = gradients({x, w}, half, z);
+  CHECK(same_bits(asked_for[0], c));
+  for (const std::size_t i : {0U, 1U}) {
+    CHECK(same_bits(own[i], of_caller[i]));
+    CHECK(same_bits(asked_for[i + 1], of_caller[i]));
+  }
+}
+
 TEST_CASE("conv_norm: image, addend and residual may be the same variable") {
   const Tensor x = random_tensor({2, 4, 4, 8}, 1), w = random_tensor({8, 8, 3, 3}, 2);
   gradient_check(

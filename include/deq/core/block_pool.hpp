@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace deq {
@@ -15,7 +16,9 @@ namespace deq {
 /// Memory that is handed out again once it has been given back: after the first solve, VJP or
 /// training step of a given size nothing is requested from the system any more. Sizes are rounded
 /// up to one of eight classes an octave (at most 12.5 % lost). A thread gets what it gave back
-/// itself, as long as there is any: that is in the caches of its own core.
+/// itself, as long as there is any: that is in the caches of its own core. Where there is no block
+/// of its size, a large request takes one that is up to twice as large: the phases of a computation
+/// share their memory, though their sizes differ.
 /// `System::allocate(bytes)` and `System::deallocate(block)` are where the memory is from.
 template <class System>
 class BlockPool {
@@ -30,6 +33,14 @@ class BlockPool {
     const std::size_t c = size_class(bytes), own = own_shelf();
     for (std::size_t i = 0; i < shelves_.size(); ++i)
       if (void* block = shelves_[(own + i) % shelves_.size()].take(c)) return block;
+    if (bytes >= large)
+      for (std::size_t wide = c + 1; wide <= c + 8 && wide < classes; ++wide)
+        for (std::size_t i = 0; i < shelves_.size(); ++i)
+          if (void* block = shelves_[(own + i) % shelves_.size()].take(wide)) {
+            const std::lock_guard lock(wide_mutex_);
+            wide_.emplace_back(block, wide);
+            return block;
+          }
     void* const block = System::allocate(class_bytes(c));
     system_requests_.fetch_add(1, std::memory_order_relaxed);
     bytes_.fetch_add(class_bytes(c), std::memory_order_relaxed);
@@ -37,9 +48,10 @@ class BlockPool {
   }
 
   void release(void* block, std::size_t bytes) noexcept {
+    const std::size_t c = class_of(block, bytes);
     Shelf& shelf = shelves_[own_shelf()];
     const std::lock_guard lock(shelf.mutex);
-    shelf.free[size_class(bytes)].push_back(block);
+    shelf.free[c].push_back(block);
   }
 
   /// Takes the unused blocks of another pool for which `wanted` holds.
@@ -91,6 +103,7 @@ class BlockPool {
 
  private:
   static constexpr std::size_t classes = 8 * 58;
+  static constexpr std::size_t large = 512 * 1024;
 
   /// Class 8 * o + k holds blocks of up to (9 + k) * 8 * 2^o bytes: 72, 80, ..., 128, 144, 160, ...
   static std::size_t size_class(std::size_t bytes) {
@@ -116,6 +129,21 @@ class BlockPool {
       return block;
     }
   };
+  /// The class of a block that was handed out for a request of this size.
+  std::size_t class_of(void* block, std::size_t bytes) {
+    if (bytes >= large) {
+      const std::lock_guard lock(wide_mutex_);
+      const auto it = std::find_if(wide_.begin(), wide_.end(),
+                                   [&](const auto& entry) { return entry.first == block; });
+      if (it != wide_.end()) {
+        const std::size_t c = it->second;
+        *it = wide_.back();
+        wide_.pop_back();
+        return c;
+      }
+    }
+    return size_class(bytes);
+  }
   std::size_t own_shelf() {
     static std::atomic<std::size_t> threads{0};
     static thread_local const std::size_t own = threads.fetch_add(1) % shelves_.size();
@@ -123,6 +151,10 @@ class BlockPool {
   }
 
   std::array<Shelf, 8> shelves_;
+  // Blocks that are larger than asked for, and their classes. Of all pools of this kind: a block may
+  // be given back to another pool than it is from.
+  static inline std::mutex wide_mutex_;
+  static inline std::vector<std::pair<void*, std::size_t>> wide_;
   static inline std::atomic<std::uint64_t> system_requests_{0};
   static inline std::atomic<std::size_t> bytes_{0};
 };

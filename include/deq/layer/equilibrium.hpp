@@ -348,6 +348,8 @@ class Equilibrium {
     for (const Tensor<B>& xi : x.list)
       require<ShapeError>(xi.shape().rank() >= 1 && xi.extent(0) == count, "Equilibrium: z0 holds ",
                           count, " samples, an input has shape ", xi.shape());
+    solution.adjoint = {};  // that of the solution before
+    solution.z = {};
     solution.z = z0.clone();
     if constexpr (detail::unrolls<Policy>) solution.start_ = z0;
     solution.state_ = Shape(z0.shape().extents().subspan(1));

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <deq/core/random.hpp>
@@ -82,13 +83,14 @@ class Mdeq {
   /// f itself, for `dropout` or without it.
   MdeqFunction function(bool dropout) const { return {config_, dropout}; }
 
-  /// Logits (N, classes) of a state (N, D).
+  /// Logits (N, classes) of a state (N, D), which is given up as soon as it has been cut.
   template <TensorLike V>
-  V head(const V& z, std::span<const V> all, BatchNormMode mode) {
+  V head(V z, std::span<const V> all, BatchNormMode mode) {
     detail::Cursor<V> p(all.subspan(layout_.layer_end));
     Norms norms{norms_.data() + (config_.has_stage0() ? 3 : 2), mode};
-    PoolVector<V> widened;
-    for (const V& y : mdeq_branches(config_, z)) widened.push_back(bottleneck(y, p, norms));
+    PoolVector<V> branches = mdeq_branches(config_, z), widened;
+    z = {};
+    for (V& y : branches) widened.push_back(bottleneck(std::exchange(y, {}), p, norms));
     V t = widened[0];
     for (std::size_t i = 1; i < widened.size(); ++i) {
       const V &weight = p.next(), &bias = p.next();

@@ -106,11 +106,11 @@ class MdeqClassifier {
     PoolVector<Var<B>> x{model_.stem(Var<B>(images), all, norm_mode)};
     x.insert(x.end(), masks.begin(), masks.end());
     const PoolVector<Var<B>> theta = model_.layer_parameters(all);
-    const Var<B> h =
+    Var<B> h =
         record_equilibrium(layer, start(images.extent(0)), inputs(std::span<const Var<B>>(x)),
                            params(std::span<const Var<B>>(theta)),
                            detail::unrolls<Policy> ? Output::state : Output::applied, solution_);
-    const Var<B> l = model_.head(h, all, norm_mode);
+    const Var<B> l = model_.head(std::move(h), all, norm_mode);
     const Var<B> loss = softmax_cross_entropy(l, labels);
 
     PoolVector<Tensor<B>> gradients;

@@ -159,6 +159,8 @@ struct Reverse {
   const Tensor<B>& output;           ///< y; empty unless Op::saves_output
   std::span<const Tensor<B>> input;  ///< x_i; empty tensors unless Op::saves_inputs
   std::span<const Sink<B>> grad;     ///< where dl/dx_i goes
+  /// Nobody else has the memory of the cotangent: the operation may write what it likes there.
+  bool cotangent_is_free = false;
 };
 
 /// An operation of the tape. It is a value: attributes (a stride, a number of groups) are its
@@ -187,7 +189,7 @@ struct Reverse {
 /// backend's tag (elementwise above), whose CPU versions are in backend/cpu/ and which any backend
 /// can overload. A kernel that is not elementwise asks the sink for its target: the memory, and
 /// whether to add to it. y may be a handle to an input's memory (a reshape); nothing ever writes to
-/// an operand.
+/// an operand. An operation that needs some of its inputs only has saves_input(i) as well.
 template <class Op, class B>
 concept Operation = requires(const Op& op, const Reverse<B>& reverse) {
   { Op::saves_inputs } -> std::convertible_to<bool>;
@@ -273,7 +275,8 @@ class Tape {
 
   struct Record {
     virtual ~Record() = default;
-    virtual void vjp(const Tensor<B>& cotangent, std::span<const Sink<B>> grad) const = 0;
+    virtual void vjp(const Tensor<B>& cotangent, std::span<const Sink<B>> grad,
+                     bool cotangent_is_free) const = 0;
     virtual std::size_t bytes() const = 0;
     PoolVector<Index> inputs;  ///< node ids; -1 for a constant
   };
@@ -295,11 +298,18 @@ class Tape {
         : op(std::move(operation)), saved_inputs(xs.size()) {
       for (const Var<B>& x : xs) this->inputs.push_back(x.id());
       if constexpr (Op::saves_inputs)
-        for (std::size_t i = 0; i < xs.size(); ++i) saved_inputs[i] = xs[i].value();
+        for (std::size_t i = 0; i < xs.size(); ++i)
+          if (saves(i)) saved_inputs[i] = xs[i].value();
       if constexpr (Op::saves_output) saved_output = y;
     }
-    void vjp(const Tensor<B>& cotangent, std::span<const Sink<B>> grad) const override {
-      op.vjp(Reverse<B>{cotangent, saved_output, saved_inputs, grad});
+    void vjp(const Tensor<B>& cotangent, std::span<const Sink<B>> grad, bool free) const override {
+      op.vjp(Reverse<B>{cotangent, saved_output, saved_inputs, grad, free});
+    }
+    bool saves(std::size_t i) const {
+      if constexpr (requires { op.saves_input(i); })
+        return op.saves_input(i);
+      else
+        return true;
     }
     std::size_t bytes() const override { return sizeof(RecordOf); }
 
@@ -340,8 +350,9 @@ class Tape {
                                                 : Sink<B>());
       if (sinks_.back()) wanted = true;
     }
-    if (wanted) nodes_[id].record->vjp(slots_[id].tensor, sinks_);
-    if (!slots_[id].pinned) slots_[id].tensor = {};
+    detail::Slot<B>& slot = slots_[id];
+    if (wanted) nodes_[id].record->vjp(slot.tensor, sinks_, !slot.pinned && slot.tensor.unique());
+    if (!slot.pinned) slot.tensor = {};
   }
 
   std::vector<Node> nodes_;

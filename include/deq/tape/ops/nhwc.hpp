@@ -235,6 +235,11 @@ struct ConvNorm {
   detail::AppliedNorm<B> norm{};
   Tensor<B> u{};  ///< what is normalised
 
+  /// What is only added is not needed again.
+  bool saves_input(std::size_t i) const {
+    const auto k = static_cast<int>(i);
+    return k != place[addend] && k != place[residual];
+  }
   Tensor<B> forward(std::span<const Tensor<B>> in) {
     check(in);
     norm.relu = options.relu;
@@ -262,7 +267,10 @@ struct ConvNorm {
     const auto grad = [&](std::size_t k) {
       return place[k] < 0 ? Sink<B>() : r.grad[static_cast<std::size_t>(place[k])];
     };
-    const Tensor<B> of_conv = grad(x) || grad(w) || grad(bias) ? Tensor<B>(u.shape()) : Tensor<B>();
+    // The cotangent of the convolution takes the place of that of y, where nobody else needs it.
+    Tensor<B> of_conv;
+    if (grad(x) || grad(w) || grad(bias))
+      of_conv = r.cotangent_is_free && !grad(mask) ? r.cotangent : Tensor<B>(u.shape());
     norm.vjp(u, operand(r.input, scale), operand(r.input, shift), r.output, r.cotangent,
              operand(r.input, mask), grad(scale), grad(shift), grad(residual), grad(addend),
              of_conv);

@@ -78,7 +78,8 @@ TEST_CASE("How well a 3x3 convolution rounds, by algorithm") {
   using engine::ConvAlgorithm;
   // Root mean square error over root mean square output, in single precision, for sums over n
   // channels. The bounds are about a quarter above what was measured: at 24 channels 1.0e-7, 1.6e-7
-  // and 5.1e-7, at 640 channels 3.5e-7, 2.9e-7 and 9.4e-7.
+  // and 5.1e-7, at 640 channels 3.5e-7, 2.9e-7 and 9.4e-7; the third without fused multiply-adds
+  // 6.3e-7 at 24 channels.
   struct Bound {
     ConvAlgorithm algorithm;
     double constant, growth;
@@ -86,11 +87,13 @@ TEST_CASE("How well a 3x3 convolution rounds, by algorithm") {
   };
   const Bound bounds[]{{ConvAlgorithm::direct, 6e-8, 1.5e-8},
                        {ConvAlgorithm::winograd2, 1.6e-7, 8e-9},
-                       {ConvAlgorithm::winograd4, 5e-7, 2.5e-8}};
+                       {ConvAlgorithm::winograd4, 6.6e-7, 2.5e-8}};
   for (const auto& extents : {std::array<Index, 3>{24, 120, 16},
                               {120, 24, 16},
                               {320, 64, 8},
                               {640, 128, 4},
+                              {30, 28, 9},  // a vector and a half, as 24, of other machines
+                              {8, 14, 5},
                               {9, 11, 7}}) {
     const Index in = extents[0], out = extents[1], side = extents[2];
     const Conv2dGeometry g{2, in, side, side, out, 3, 3, 1, 1};

@@ -140,6 +140,38 @@ DEQ_INLINE inline Simd<S> broadcast(S x) {
   return x - Simd<S>{};
 }
 
+/// Two numbers in turns, p[0], p[1], p[0], p[1] and so on; of a type of four bytes.
+template <class S>
+DEQ_INLINE inline Simd<S> broadcast_pair(const S* p) {
+  typedef long long Wide __attribute__((vector_size(simd_bytes)));
+  long long two;
+  static_assert(sizeof two == 2 * sizeof(S));
+  std::memcpy(&two, p, sizeof two);
+  const Wide wide = Wide{} + two;
+  Simd<S> v;
+  std::memcpy(&v, &wide, sizeof v);
+  return v;
+}
+/// Every two neighbours of p and q added, the sums from p and from q two by two within 128 bits.
+template <class S>
+DEQ_INLINE inline Simd<S> fold(const Simd<S>& p, const Simd<S>& q) {
+  return [&]<int... I>(std::integer_sequence<int, I...>) DEQ_INLINE {
+    constexpr int n = sizeof...(I);
+    return __builtin_shufflevector(p, q, ((I % 4 < 2 ? 0 : n) + I / 4 * 4 + I % 2 * 2)...) +
+           __builtin_shufflevector(p, q, ((I % 4 < 2 ? 0 : n) + I / 4 * 4 + I % 2 * 2 + 1)...);
+  }
+  (std::make_integer_sequence<int, simd_width<S>>{});
+}
+/// The first two numbers of every 128 bits one after the other, twice.
+template <class S>
+DEQ_INLINE inline Simd<S> first_halves(const Simd<S>& v) {
+  return [&]<int... I>(std::integer_sequence<int, I...>) DEQ_INLINE {
+    constexpr int n = sizeof...(I);
+    return __builtin_shufflevector(v, v, (I % (n / 2) / 2 * 4 + I % 2)...);
+  }
+  (std::make_integer_sequence<int, simd_width<S>>{});
+}
+
 /// Has v in a register from here on. g++ otherwise reads a vector from memory again at every use,
 /// where it may, which costs a kernel up to half of its speed.
 template <class V>

@@ -56,7 +56,7 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
                      Index out_channels, const S* x, const S* packed, const Epilogue<S>& epilogue,
                      S* y, const Pieces& pieces) {
   const Footprint print(g, transposed);
-  const Panels<S> panels(out_channels);
+  const Panels<S> panels(out_channels, in_channels);
   const Index taps = g.kernel_size(), out_width = print.out_width();
   const Index in_height = print.in_height(), in_width = print.in_width();
   const Array<Cpu<S>> zeros(in_channels);
@@ -90,10 +90,10 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
 
     Array<Cpu<S>, Tap> seen(taps);
     const auto panel = [&](Index p, auto fused) {
-      const Index width = panels.width_of(p) * simd_width<S>;
+      const Index numbers = panels.numbers_of(p);
       const S* weights = packed + panels.first_channel(p) * taps * in_channels;
       Tap* last_seen = seen.data();
-      for (Index tap = 0; tap < taps; ++tap, weights += in_channels * width)
+      for (Index tap = 0; tap < taps; ++tap, weights += in_channels * numbers)
         if (print.sees(c, tap))
           *last_seen++ = {print.shift(tap / g.kernel_width), print.shift(tap % g.kernel_width),
                           weights};
@@ -104,10 +104,10 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
         writer.select(sample);
         const Pixels<S> image(x + sample * in_height * in_width * in_channels, in_height, in_width,
                               in_channels, zeros.data());
-        with_panel(panels.width_of(p), [&](auto v) {
-          for_each_block<v>(count, [&](auto r, Index start) {
+        with_panel(panels, p, [&](auto v) {
+          for_each_block<v.sums>(count, [&](auto r, Index start) {
             const Place* place = places.data() + start;
-            Block<S, r, v> block;
+            Block<S, r, v.sums, v.paired> block;
             block.clear();
             for (const Tap* tap = seen.data(); tap != last_seen; ++tap) {
               const S* row[r];
@@ -116,9 +116,10 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
               tap == seen.data() ? block.set_product(row, tap->weights, in_channels)
                                  : block.add_product(row, tap->weights, in_channels);
             }
+            const auto& done = block.folded();
             unroll<v>([&](auto j) DEQ_INLINE {
               writer.write(j, [&](auto&& put) DEQ_INLINE {
-                unroll<r>([&](auto i) DEQ_INLINE { put(place[i].pixel, block.sum[i][j]); });
+                unroll<r>([&](auto i) DEQ_INLINE { put(place[i].pixel, done.sum[i][j]); });
               });
             });
           });

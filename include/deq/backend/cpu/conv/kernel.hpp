@@ -18,10 +18,35 @@ constexpr int max_rows(int vectors, int most = max_product_rows) {
   return std::min(most, (simd_registers - vectors - 1) / vectors);
 }
 
-/// A block of R rows (pixels) by V vectors (of channels).
-template <class S, int R, int V>
+/// What a panel of `vectors` vectors of output channels is multiplied with. A panel of a vector and
+/// a half is paired, unless the number of input channels is odd: a vector then holds the weights of
+/// half as many output channels for two input channels, one beside the other, and three of them do
+/// the work of four.
+template <int V, bool is_paired = false>
+struct PanelShape {
+  static constexpr int vectors = V;
+  static constexpr bool paired = is_paired;
+  static constexpr int sums = paired ? 3 : V;  ///< vectors of sums of a row
+  constexpr operator int() const { return V; }
+  /// Numbers of a packed weight for every input channel.
+  template <class S>
+  static constexpr Index numbers = sums* simd_width<S> / (paired ? 2 : 1);
+};
+
+/// Where a paired vector has its weights: the output channel of a number in vector v of the three,
+/// and which of the two input channels it is for. The sums over both fold into vectors in order by
+/// shuffles within 128 bits.
+template <class S>
+constexpr Index paired_channel(int v, Index i) {
+  return v < 2 ? i / 4 * 4 + 2 * v + i % 4 / 2 : simd_width<S> + i / 4 * 2 + i % 4 / 2;
+}
+constexpr Index paired_input(Index i) { return i % 2; }
+
+/// A block of R rows (pixels) by V vectors (of channels), or by V paired ones.
+template <class S, int R, int V, bool paired = false>
 struct Block {
   static constexpr int rows = R, vectors = V;
+  static constexpr Index numbers = V * simd_width<S> / (paired ? 2 : 1);  ///< an input channel
   /// Terms that are summed one after the other. Longer sums are sums of such sums, which keeps the
   /// rounding of a sum of a thousand terms at that of a hundred.
   static constexpr Index run = 32;
@@ -42,7 +67,7 @@ struct Block {
   DEQ_INLINE void add_product(const S* const* a, const S* b, Index depth) {
     for (Index k = 0; k < depth; k += run) {
       Block part;
-      part.set_run(a, k, b + k * V * simd_width<S>, std::min(run, depth - k));
+      part.set_run(a, k, b + k * numbers, std::min(run, depth - k));
       unroll<R>([&](auto r) DEQ_INLINE {
         unroll<V>([&](auto v) DEQ_INLINE { sum[r][v] += part.sum[r][v]; });
       });
@@ -54,7 +79,22 @@ struct Block {
     if (depth <= run) return;
     const S* rest[R];
     unroll<R>([&](auto r) DEQ_INLINE { rest[r] = a[r] + run; });
-    add_product(rest, b + run * V * simd_width<S>, depth - run);
+    add_product(rest, b + run * numbers, depth - run);
+  }
+
+  /// The sums, folded if they are paired.
+  DEQ_INLINE decltype(auto) folded() const {
+    if constexpr (paired) {
+      static_assert(V == 3);
+      Block<S, R, 2> done;
+      unroll<R>([&](auto r) DEQ_INLINE {
+        done.sum[r][0] = fold<S>(sum[r][0], sum[r][1]);
+        done.sum[r][1] = first_halves<S>(fold<S>(sum[r][2], sum[r][2]));
+      });
+      return done;
+    } else {
+      return (*this);
+    }
   }
 
   /// sum_rv += sum_t a_t[r] b_tv, t < n: a column of A^T and a row of B, each at its distance from
@@ -88,7 +128,7 @@ struct Block {
     const S* row[R];
     unroll<R>([&](auto r) DEQ_INLINE { row[r] = a[r] + first; });
     clear();
-    for (Index k = 0; k < n; ++k, b += V * simd_width<S>) {
+    for (Index k = 0; k < n; k += paired ? 2 : 1, b += V * simd_width<S>) {
       // For some processors g++ makes no fused multiply-adds of a single chain of them, unless it
       // cannot see the chain. The bits of a row must not depend on how many rows there are.
       if constexpr (R * V == 1) hold(sum[0][0]);
@@ -96,26 +136,30 @@ struct Block {
       unroll<V>([&](auto v) DEQ_INLINE {
         weights[v] = load(b + v * simd_width<S>);
         hold(weights[v]);
-        if constexpr (fetches) __builtin_prefetch(b + (ahead * V + v) * simd_width<S>);
+        if constexpr (fetches) __builtin_prefetch(b + ahead * numbers + v * simd_width<S>);
       });
       unroll<R>([&](auto r) DEQ_INLINE {
-        const Simd<S> x = broadcast(row[r][k]);
+        Simd<S> x;
+        if constexpr (paired)
+          x = broadcast_pair(row[r] + k);
+        else
+          x = broadcast(row[r][k]);
         unroll<V>([&](auto v) DEQ_INLINE { sum[r][v] += x * weights[v]; });
       });
     }
   }
 };
 
-/// body(V) with the constant V that equals `vectors`.
+/// body(PanelShape) for a panel of so many vectors.
 template <class Body>
 DEQ_INLINE inline void with_panel(int vectors, Body&& body) {
   static_assert(max_panel == 3);
   if (vectors == 1)
-    body(std::integral_constant<int, 1>{});
+    body(PanelShape<1>{});
   else if (vectors == 2)
-    body(std::integral_constant<int, 2>{});
+    body(PanelShape<2>{});
   else
-    body(std::integral_constant<int, 3>{});
+    body(PanelShape<3>{});
 }
 
 /// body(R, first row), R a constant, for blocks `vectors` wide that together have `rows` rows. Few

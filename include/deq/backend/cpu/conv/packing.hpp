@@ -12,21 +12,48 @@ namespace deq::detail {
 /// and it can be avoided, of three. Blocks one vector wide wait for the memory.
 template <class S>
 struct Panels {
-  Index vectors;  ///< of all output channels
-  int width;      ///< vectors of every panel but perhaps the last
+  Index vectors;     ///< of all output channels
+  int width;         ///< vectors of every panel but perhaps the last
+  bool last_paired;  ///< the last is a vector and a half
 
   explicit Panels(Index channels)
       : vectors(simd_count<S>(channels)),
         width(vectors % 2 == 1 && vectors % 3 == 0
                   ? 3
-                  : static_cast<int>(std::clamp<Index>(vectors, 1, 2))) {}
+                  : static_cast<int>(std::clamp<Index>(vectors, 1, 2))),
+        last_paired(false) {}
+  /// For a convolution of so many input channels.
+  Panels(Index channels, Index in) : Panels(channels) {
+    last_paired = can_pair && in % 2 == 0 &&
+                  channels % (2 * simd_width<S>) == simd_width<S> + simd_width<S> / 2;
+  }
 
   Index count() const { return (vectors + width - 1) / width; }
   int width_of(Index panel) const {
     return static_cast<int>(std::min<Index>(width, vectors - panel * width));
   }
   Index first_channel(Index panel) const { return panel * width * simd_width<S>; }
+  bool paired(Index panel) const { return last_paired && panel == count() - 1; }
+  /// Numbers of a packed weight for every input channel.
+  Index numbers_of(Index panel) const {
+    return paired(panel) ? PanelShape<2, true>::numbers<S> : width_of(panel) * simd_width<S>;
+  }
+
+ private:
+#ifdef __CUDACC__  // whose front end does not expand packs in builtins
+  static constexpr bool can_pair = false;
+#else
+  static constexpr bool can_pair = sizeof(S) == 4;
+#endif
 };
+
+/// body(PanelShape) for a panel.
+template <class S, class Body>
+DEQ_INLINE inline void with_panel(const Panels<S>& panels, Index panel, Body&& body) {
+  if constexpr (sizeof(S) == 4)
+    if (panels.paired(panel)) return body(PanelShape<2, true>{});
+  with_panel(panels.width_of(panel), body);
+}
 
 /// Who computes which panels of which piece: where there are fewer pieces than threads, several
 /// threads share the panels of one, each reading all of its input.
@@ -66,36 +93,52 @@ struct WeightView {
     for (Index l = 0; l < simd_width<S>; ++l) v[l] = at(first + l, i, tap);
     return v;
   }
+  /// Vector v of a paired panel.
+  Simd<S> paired_vector(Index first, int v, Index i, Index tap) const {
+    Simd<S> w{};
+    for (Index l = 0; l < simd_width<S>; ++l)
+      w[l] = at(first + paired_channel<S>(v, l), i + paired_input(l), tap);
+    return w;
+  }
 };
 
-/// Numbers of a packed weight: (panel, point, input channel, output channel of the panel). The
-/// points are the taps of the kernel, or the products of Winograd's tile.
+/// Numbers of a packed weight: (panel, point, input channel, output channel of the panel), or
+/// fewer. The points are the taps of the kernel, or the products of Winograd's tile.
 template <class S>
 Index packed_size(Index in, Index out, Index points) {
   return Panels<S>(out).vectors * simd_width<S> * points * in;
 }
 
-/// store(point, place) for every vector of the packed weight.
+/// body(vector, place) for every vector of the packed weight: vector(tap) is of the weight, place(
+/// point) where the packed one is.
 template <class S, class Body>
 void for_each_packed(const WeightView<S>& w, Index points, S* packed, Body body) {
-  const Panels<S> panels(w.out);
+  const Panels<S> panels(w.out, w.in);
   parallel_for(
       panels.count(),
       [&](Index panel) {
-        const Index width = panels.width_of(panel) * simd_width<S>;
-        S* start = packed + panels.first_channel(panel) * points * w.in;
-        for (Index i = 0; i < w.in; ++i)
-          for (Index v = 0; v < width; v += simd_width<S>)
-            body(panels.first_channel(panel) + v, i,
-                 [=](Index point) { return start + (point * w.in + i) * width + v; });
+        const Index channel = panels.first_channel(panel), numbers = panels.numbers_of(panel);
+        S* const start = packed + channel * points * w.in;
+        with_panel(panels, panel, [&](auto shape) {
+          for (Index i = 0; i < w.in; i += shape.paired ? 2 : 1)
+            for (int v = 0; v < shape.sums; ++v)
+              body(
+                  [&](Index tap) {
+                    return shape.paired ? w.paired_vector(channel, v, i, tap)
+                                        : w.vector(channel + v * simd_width<S>, i, tap);
+                  },
+                  [=](Index point) {
+                    return start + (point * w.in + i) * numbers + v * simd_width<S>;
+                  });
+        });
       },
       w.in * w.out * points < 65536);
 }
 
 template <class S>
 void pack_taps(const WeightView<S>& w, S* packed) {
-  for_each_packed(w, w.taps, packed, [&](Index channel, Index i, auto place) {
-    for (Index tap = 0; tap < w.taps; ++tap) store(place(tap), w.vector(channel, i, tap));
+  for_each_packed(w, w.taps, packed, [&](auto vector, auto place) {
+    for (Index tap = 0; tap < w.taps; ++tap) store(place(tap), vector(tap));
   });
 }
 
@@ -121,11 +164,11 @@ void unpack_taps(Index in, Index out, Index taps, const S* packed, S* w, bool ac
 template <int M, class S>
 void pack_winograd(const WeightView<S>& w, S* packed) {
   constexpr int n = Winograd<M>::tile;
-  for_each_packed(w, n * n, packed, [&](Index channel, Index i, auto place) {
+  for_each_packed(w, n * n, packed, [&](auto vector, auto place) {
     on_both_sides<n, 3>(
         [&](Index row, Index column) DEQ_INLINE {
           const Index tap = row * 3 + column;
-          return w.vector(channel, i, w.transposed ? 8 - tap : tap);
+          return vector(w.transposed ? 8 - tap : tap);
         },
         [](const auto& a, auto& b) DEQ_INLINE { Winograd<M>::weights(a, b); },
         [&](Index row, Index column, const Simd<S>& u)

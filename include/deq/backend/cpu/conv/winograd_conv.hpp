@@ -73,20 +73,21 @@ void multiply_points(Index points, const TransformedTiles<S>& input, Index first
   const Index depth = input.channels, from_step = input.step(), to_step = product.step();
   for (Index point = 0; point < points; ++point)
     for (Index p = first_panel; p < last_panel; ++p)
-      with_panel(panels.width_of(p), [&](auto v) DEQ_INLINE {
-        constexpr Index width = v * simd_width<S>;
+      with_panel(panels, p, [&](auto v) DEQ_INLINE {
+        constexpr Index numbers = v.template numbers<S>;
         const Index channel = panels.first_channel(p);
-        const S* const weights = packed + (channel * points + point * width) * depth;
-        for_each_block<v>(n, [&](auto r, Index tile) {
-          Block<S, r, v> block;
+        const S* const weights = packed + (channel * points + point * numbers) * depth;
+        for_each_block<v.sums>(n, [&](auto r, Index tile) {
+          Block<S, r, v.sums, v.paired> block;
           const S* rows[r];
           rows[0] = input.at(point, first + tile);
           for (int i = 1; i < r; ++i) rows[i] = rows[i - 1] + from_step;
           block.set_product(rows, weights, depth);
           S* const to = product.at(point, tile) + channel - panels.first_channel(first_panel);
+          const auto& done = block.folded();
           unroll<r>([&](auto i) DEQ_INLINE {
             unroll<v>([&](auto j) DEQ_INLINE {
-              store(to + i * to_step + j * simd_width<S>, block.sum[i][j]);
+              store(to + i * to_step + j * simd_width<S>, done.sum[i][j]);
             });
           });
         });
@@ -146,7 +147,7 @@ void convolve_winograd(const Conv2dGeometry& g, const S* x, const S* packed,
                        const Epilogue<S>& epilogue, S* y, const Pieces& pieces) {
   constexpr int points = Winograd<M>::tile * Winograd<M>::tile;
   const Tiles<M> tiles(g);
-  const Panels<S> panels(g.out_channels);
+  const Panels<S> panels(g.out_channels, g.in_channels);
   const Array<Cpu<S>> zeros(g.in_channels);
   std::fill_n(zeros.data(), g.in_channels, S(0));
   const SharedPanels shared(pieces.count(), panels.count());

@@ -155,21 +155,38 @@ DEQ_INLINE inline Simd<S> broadcast_pair(const S* p) {
 /// Every two neighbours of p and q added, the sums from p and from q two by two within 128 bits.
 template <class S>
 DEQ_INLINE inline Simd<S> fold(const Simd<S>& p, const Simd<S>& q) {
+#ifdef __CUDACC__
+  Simd<S> sums{};
+  for (int i = 0; i < static_cast<int>(simd_width<S>); ++i) {
+    const Simd<S>& from = i % 4 < 2 ? p : q;
+    const int k = i / 4 * 4 + i % 2 * 2;
+    sums[i] = from[k] + from[k + 1];
+  }
+  return sums;
+#else
   return [&]<int... I>(std::integer_sequence<int, I...>) DEQ_INLINE {
     constexpr int n = sizeof...(I);
     return __builtin_shufflevector(p, q, ((I % 4 < 2 ? 0 : n) + I / 4 * 4 + I % 2 * 2)...) +
            __builtin_shufflevector(p, q, ((I % 4 < 2 ? 0 : n) + I / 4 * 4 + I % 2 * 2 + 1)...);
   }
   (std::make_integer_sequence<int, simd_width<S>>{});
+#endif
 }
 /// The first two numbers of every 128 bits one after the other, twice.
 template <class S>
 DEQ_INLINE inline Simd<S> first_halves(const Simd<S>& v) {
+#ifdef __CUDACC__
+  constexpr int half = static_cast<int>(simd_width<S>) / 2;
+  Simd<S> firsts{};
+  for (int i = 0; i < 2 * half; ++i) firsts[i] = v[i % half / 2 * 4 + i % 2];
+  return firsts;
+#else
   return [&]<int... I>(std::integer_sequence<int, I...>) DEQ_INLINE {
     constexpr int n = sizeof...(I);
     return __builtin_shufflevector(v, v, (I % (n / 2) / 2 * 4 + I % 2)...);
   }
   (std::make_integer_sequence<int, simd_width<S>>{});
+#endif
 }
 
 /// Has v in a register from here on. g++ otherwise reads a vector from memory again at every use,

@@ -24,7 +24,7 @@ struct Panels {
         last_paired(false) {}
   /// For a convolution of so many input channels.
   Panels(Index channels, Index in) : Panels(channels) {
-    last_paired = can_pair && in % 2 == 0 &&
+    last_paired = sizeof(S) == 4 && in % 2 == 0 &&
                   channels % (2 * simd_width<S>) == simd_width<S> + simd_width<S> / 2;
   }
 
@@ -38,13 +38,6 @@ struct Panels {
   Index numbers_of(Index panel) const {
     return paired(panel) ? PanelShape<2, true>::numbers<S> : width_of(panel) * simd_width<S>;
   }
-
- private:
-#ifdef __CUDACC__  // whose front end does not expand packs in builtins
-  static constexpr bool can_pair = false;
-#else
-  static constexpr bool can_pair = sizeof(S) == 4;
-#endif
 };
 
 /// body(PanelShape) for a panel.

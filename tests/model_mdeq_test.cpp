@@ -263,6 +263,36 @@ TEST_CASE_TEMPLATE("any configuration: f is that of MDEQ-SPEC.md, and everything
   }
 }
 
+TEST_CASE_TEMPLATE("the state holds the images of the branches, channels last", S, float, double) {
+  using T = TensorOf<S>;
+  const MdeqConfig c = three_branches();
+  for (const Index count : {1, 3}) {
+    const T z = random_tensor<S>({count, c.state_size()}, 1);
+    const auto images = mdeq_branches(c, z);
+    CHECK(images.size() == 3);
+    CHECK(same_bits(mdeq_state(images), z));
+    const T nchw = mdeq_state_to_nchw(c, z);
+    CHECK(same_bits(mdeq_state_from_nchw(c, nchw), z));
+    Index first = 0;
+    for (Index i = 0; i < 3; ++i) {
+      const Index side = c.resolution(i), channels = c.channels_of(i);
+      const T image = images[static_cast<std::size_t>(i)];
+      REQUIRE(image.shape() == Shape{count, side, side, channels});
+      CHECK((image.data() == z.data() + first) == (count == 1));
+      bool same = true;
+      for (Index n = 0; n < count; ++n)
+        for (Index ch = 0; ch < channels; ++ch)
+          for (Index p = 0; p < side * side; ++p) {
+            const S here = image.data()[(n * side * side + p) * channels + ch];
+            same = same && here == z.data()[n * c.state_size() + first + p * channels + ch];
+            same = same && here == nchw.data()[n * c.state_size() + first + ch * side * side + p];
+          }
+      CHECK(same);
+      first += c.branch_size(i);
+    }
+  }
+}
+
 TEST_CASE("a configuration that makes no network is refused, and says why") {
   const auto refuse = [](auto change, const std::string& part) {
     MdeqConfig c = three_branches();

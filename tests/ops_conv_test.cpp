@@ -109,6 +109,10 @@ TEST_CASE("VJPs of conv2d") {
   // Two blocks of input channels, and products that Eigen computes.
   const Convolution c{{2, 9, 4, 3}, {5, 9, 3, 3}, 1, 1};
   gradient_check("blocks", c.with_options(), c.x<double>(), c.w<double>(), c.bias<double>());
+  // An image smaller than the stride.
+  for (const Convolution& tiny :
+       {Convolution{{2, 3, 1, 1}, {4, 3, 3, 3}, 2, 1}, {{2, 3, 4, 1}, {4, 3, 3, 3}, 3, 1}})
+    gradient_check(tiny.name(), tiny.with_options(), tiny.x<double>(), tiny.w<double>());
 }
 
 TEST_CASE_TEMPLATE("conv2d does not depend on threads", S, float, double) {

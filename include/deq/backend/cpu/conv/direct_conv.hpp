@@ -75,7 +75,8 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
     const Index first = std::min(piece.first, print.class_pixels(c));
     const Index count = std::min(piece.last, print.class_pixels(c)) - first;
     Array<Cpu<S>, Place> places(count);
-    const Index columns = print.class_columns(c),
+    // An image may be narrower than the stride; some classes then have no pixels.
+    const Index columns = std::max<Index>(print.class_columns(c), 1),
                 last_column = print.first_column(c) + columns * print.step();
     Index line = print.first_line(c) + first / columns * print.step(),
           column = print.first_column(c) + first % columns * print.step();

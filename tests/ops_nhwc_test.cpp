@@ -93,6 +93,10 @@ TEST_CASE_TEMPLATE("from_nchw and to_nchw are inverse, and channels become neigh
     check_values(y, {shape[0], shape[2], shape[3], shape[1]},
                  [&](const Place& p) { return at(x, p[0], p[3], p[1], p[2]); });
     CHECK(same_bits(nhwc::to_nchw(y), x));
+    const auto frozen = x.frozen();  // remembers both
+    CHECK(same_bits(nhwc::from_nchw(frozen), y));
+    CHECK(same_bits(nhwc::to_nchw(frozen), nhwc::to_nchw(x)));
+    CHECK(same_bits(nhwc::from_nchw(frozen), y));
   }
 }
 
@@ -339,6 +343,11 @@ TEST_CASE_TEMPLATE("group_norm and upsample_add on channels-last images", S, flo
   check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(x), 4)), group_norm(x, 4));
   check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(x), 4, w, b, S(0.1))),
               group_norm(x, 4, w, b, S(0.1)));
+  // So many channels that rows of them do not end with a vector before long.
+  const auto odd = random_tensor<S>({2, 257, 3, 2}, 5);
+  const auto scale = random_tensor<S>({257}, 6), shift = random_tensor<S>({257}, 7);
+  check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(odd), 1, scale, shift)),
+              group_norm(odd, 1, scale, shift));
   const auto sum = large_image + upsample_nearest(x, 3);
   check_close(
       nhwc::to_nchw(nhwc::upsample_add(nhwc::from_nchw(large_image), nhwc::from_nchw(x), 3)), sum);

@@ -34,13 +34,7 @@ class BlockPool {
     for (std::size_t i = 0; i < shelves_.size(); ++i)
       if (void* block = shelves_[(own + i) % shelves_.size()].take(c)) return block;
     if (bytes >= large)
-      for (std::size_t wide = c + 1; wide <= c + 8 && wide < classes; ++wide)
-        for (std::size_t i = 0; i < shelves_.size(); ++i)
-          if (void* block = shelves_[(own + i) % shelves_.size()].take(wide)) {
-            const std::lock_guard lock(wide_mutex_);
-            wide_.emplace_back(block, wide);
-            return block;
-          }
+      if (void* block = take_wider(c, own)) return block;
     void* const block = System::allocate(class_bytes(c));
     system_requests_.fetch_add(1, std::memory_order_relaxed);
     bytes_.fetch_add(class_bytes(c), std::memory_order_relaxed);
@@ -129,20 +123,31 @@ class BlockPool {
       return block;
     }
   };
+  /// A free block of one of the next larger classes; null if there is none.
+  void* take_wider(std::size_t c, std::size_t own) {
+    WideBlocks& known = wide();
+    const std::lock_guard lock(known.mutex);
+    known.blocks.reserve(known.blocks.size() + 1);
+    for (std::size_t wider = c + 1; wider <= c + 8 && wider < classes; ++wider)
+      for (std::size_t i = 0; i < shelves_.size(); ++i)
+        if (void* block = shelves_[(own + i) % shelves_.size()].take(wider)) {
+          known.blocks.emplace_back(block, wider);
+          return block;
+        }
+    return nullptr;
+  }
   /// The class of a block that was handed out for a request of this size.
   std::size_t class_of(void* block, std::size_t bytes) {
-    if (bytes >= large) {
-      const std::lock_guard lock(wide_mutex_);
-      const auto it = std::find_if(wide_.begin(), wide_.end(),
-                                   [&](const auto& entry) { return entry.first == block; });
-      if (it != wide_.end()) {
-        const std::size_t c = it->second;
-        *it = wide_.back();
-        wide_.pop_back();
-        return c;
-      }
-    }
-    return size_class(bytes);
+    if (bytes < large) return size_class(bytes);
+    WideBlocks& known = wide();
+    const std::lock_guard lock(known.mutex);
+    const auto it = std::find_if(known.blocks.begin(), known.blocks.end(),
+                                 [&](const auto& entry) { return entry.first == block; });
+    if (it == known.blocks.end()) return size_class(bytes);
+    const std::size_t c = it->second;
+    *it = known.blocks.back();
+    known.blocks.pop_back();
+    return c;
   }
   std::size_t own_shelf() {
     static std::atomic<std::size_t> threads{0};
@@ -151,10 +156,16 @@ class BlockPool {
   }
 
   std::array<Shelf, 8> shelves_;
-  // Blocks that are larger than asked for, and their classes. Of all pools of this kind: a block may
-  // be given back to another pool than it is from.
-  static inline std::mutex wide_mutex_;
-  static inline std::vector<std::pair<void*, std::size_t>> wide_;
+  /// Blocks that are larger than asked for, and their classes. Of all pools of this kind: a block
+  /// may be given back to another pool than it is from. Never destroyed, as the pools.
+  struct WideBlocks {
+    std::mutex mutex;
+    std::vector<std::pair<void*, std::size_t>> blocks;
+  };
+  static WideBlocks& wide() {
+    static WideBlocks* blocks = new WideBlocks;
+    return *blocks;
+  }
   static inline std::atomic<std::uint64_t> system_requests_{0};
   static inline std::atomic<std::size_t> bytes_{0};
 };

@@ -154,9 +154,9 @@ class Equilibrium {
         std::conditional_t<Policy::needs_inverse, typename Solver::template Inverse<B>, NoInverse>;
 
    public:
-    Tensor<B> z;                   ///< (N, state...), the best iterates
-    SolveReport report;            ///< one entry a sample
-    Tensor<B> adjoint;             ///< w of the last backward pass through a tape
+    Tensor<B> z;         ///< (N, state...), the best iterates
+    SolveReport report;  ///< one entry a sample
+    Tensor<B> adjoint;   ///< w of the backward pass through a tape, if one has come after the solve
     AdjointReport adjoint_report;  ///< and its report
 
     /// The inverse Jacobian of block b of samples: const, and shared with whoever keeps the
@@ -340,9 +340,10 @@ class Equilibrium {
     }
   };
 
+  /// z0 by value: it may be the state, or the adjoint, of the solution that is begun again.
   template <Backend B, std::size_t NX, std::size_t NP>
-  void begin(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
-             const Params<Tensor<B>, NP>& theta, Solution<B, NX, NP>& solution) const {
+  void begin(Tensor<B> z0, const Inputs<Tensor<B>, NX>& x, const Params<Tensor<B>, NP>& theta,
+             Solution<B, NX, NP>& solution) const {
     require<ShapeError>(z0.shape().rank() >= 1, "Equilibrium: z0 must be (N, state...)");
     const Index count = z0.extent(0);
     for (const Tensor<B>& xi : x.list)

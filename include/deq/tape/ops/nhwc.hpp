@@ -6,8 +6,8 @@
 
 #include <array>
 #include <functional>
-#include <ranges>
 #include <span>
+#include <utility>
 
 #include <deq/tape/ops/conv.hpp>
 #include <deq/tape/ops/norm.hpp>
@@ -108,7 +108,7 @@ struct ChangeLayout {
 
   Tensor<B> forward(const Tensor<B>& x) const {
     require<ShapeError>(x.shape().rank() == 4, Order::name, ": needs images, got ", x.shape());
-    return x.derive(0, [&] {
+    return x.derive(Order::key, [&] {
       Tensor<B> y(Order::result(x.shape()));
       const auto [rows, columns] = Order::matrix(x.shape());
       nhwc_transpose(B{}, x.extent(0), rows, columns, x.data(), y.data(), false);
@@ -125,11 +125,13 @@ struct ChangeLayout {
 
 struct ChannelsLast {
   static constexpr const char* name = "nhwc::from_nchw";
+  static constexpr int key = 0;  ///< of what a frozen tensor keeps
   static Shape result(const Shape& x) { return {x[0], x[2], x[3], x[1]}; }
   static std::pair<Index, Index> matrix(const Shape& x) { return {x[1], x[2] * x[3]}; }
 };
 struct ChannelsFirst {
   static constexpr const char* name = "nhwc::to_nchw";
+  static constexpr int key = 1;
   static Shape result(const Shape& x) { return {x[0], x[3], x[1], x[2]}; }
   static std::pair<Index, Index> matrix(const Shape& x) { return {x[1] * x[2], x[3]}; }
 };

@@ -33,32 +33,44 @@ void for_each_pixel_piece(const NormGeometry& g, Body&& body) {
 
 /// Rows of one number a channel, for passes over pixels that lie one after the other: they go
 /// through memory vector by vector, whatever the number of channels, and a row repeats itself until
-/// it ends with a vector.
+/// it ends with a vector; unless that would take too long, then they go pixel by pixel.
 template <class S>
 class ChannelTable {
  public:
   ChannelTable(Index rows, Index channels)
       : channels_(channels),
-        length_(std::lcm(std::max<Index>(channels, 1), simd_width<S>)),
+        repeats_(channels > 0 && std::lcm(channels, simd_width<S>) <= longest),
+        length_(repeats_ ? std::lcm(channels, simd_width<S>)
+                         : simd_count<S>(channels) * simd_width<S>),
         numbers_(rows * length_) {}
   S* row(Index r) const { return numbers_.data() + r * length_; }
   /// Once the first `channels` numbers of every row are there.
   void repeat() const {
+    if (!repeats_) return;
     for (S* p = numbers_.data(); p != numbers_.data() + numbers_.size(); p += length_)
       for (Index i = channels_; i < length_; i += channels_) std::copy_n(p, channels_, p + i);
   }
-  /// body(place, place in a row, Whole or First) for all vectors of `count` numbers.
+  /// body(place, place in a row, Whole, Half or First) for all vectors of `count` numbers, which
+  /// are whole pixels.
   template <class Body>
   DEQ_INLINE void for_each_vector(Index count, Body&& body) const {
     Index first = 0;
-    for (; first + length_ <= count; first += length_)
-      for (Index i = 0; i < length_; i += simd_width<S>) body(first + i, i, Whole{});
-    detail::for_each_vector<S>(count - first,
-                               [&](Index i, auto width) DEQ_INLINE { body(first + i, i, width); });
+    if (repeats_)
+      for (; first + length_ <= count; first += length_)
+        for (Index i = 0; i < length_; i += simd_width<S>) body(first + i, i, Whole{});
+    const Index step = repeats_ ? length_ : channels_;
+    for (; first < count; first += step)
+      detail::for_each_vector<S>(std::min(step, count - first),
+                                 [&](Index i, auto width)
+                                     DEQ_INLINE { body(first + i, i, width); });
   }
 
  private:
-  Index channels_, length_;
+  static constexpr Index longest = 2048;
+
+  Index channels_;
+  bool repeats_;
+  Index length_;
   Array<Cpu<S>> numbers_;
 };
 

@@ -56,7 +56,8 @@ class SharedPanels {
       : panels_(panels),
         shares_(detail::inside_parallel
                     ? 1
-                    : std::clamp<Index>(num_threads() / std::max<Index>(pieces, 1), 1, panels)),
+                    : std::clamp<Index>(num_threads() / std::max<Index>(pieces, 1), 1,
+                                        std::max<Index>(panels, 1))),
         pieces_(pieces) {}
 
   Index count() const { return pieces_ * shares_; }

@@ -34,8 +34,6 @@ class Pieces {
     const Index sample = i / parts_, part = i % parts_;
     return {sample, sample + 1, part * units_ / parts_, (part + 1) * units_ / parts_, part};
   }
-  /// Units that the largest piece has.
-  Index largest() const { return parts_ > 1 ? (units_ + parts_ - 1) / parts_ : together_ * units_; }
 
  private:
   Index samples_, units_, parts_, together_;

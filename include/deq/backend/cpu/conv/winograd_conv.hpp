@@ -130,9 +130,9 @@ void prefetch_output(const Conv2dGeometry& g, const S* y, Index channels, const 
         __builtin_prefetch(line + j * g.out_channels + c, 1);
 }
 
-/// A few tiles by one panel, whose products stay in the first-level cache; or, where the weights do
-/// not stay in the second-level one, and the input is larger than the output, everything at once,
-/// so that both are read a single time.
+/// A few tiles by one panel, whose products come from the first or second-level cache; or, where
+/// the weights do not stay in the second-level one, and the input is larger than the output,
+/// everything at once, so that both are read a single time.
 template <int M, class S>
 ProductChunk product_chunk(const Conv2dGeometry& g, Index tiles, Index panels) {
   constexpr Index points = Winograd<M>::tile * Winograd<M>::tile, far_away = 2 * 1024 * 1024;

@@ -111,6 +111,27 @@ class Memory {
   double before_ = 0, pool_before_ = 0;
 };
 
+/// A network in training that has done a step, so that everything is in its place for a recording.
+template <class B>
+struct Training {
+  Work<B> work;
+  typename Work<B>::Classifier classifier;
+  deq::Adam<B> adam;
+
+  Training(const MdeqConfig& config, Index batch)
+      : work(config, batch),
+        classifier(work.classifier()),
+        adam(std::span<const deq::Parameter<B>>(work.model.parameters())) {
+    adam.begin_step(0);
+    step();
+  }
+  /// Forward, the gradients of all parameters with dropout, and Adam.
+  void step() {
+    classifier.train(work.images, work.labels, work.masks);
+    adam.apply(work.model.parameters());
+  }
+};
+
 template <class B>
 class Model {
  public:
@@ -138,13 +159,9 @@ class Model {
   void epochs() {
     attempt("epochs", [&] {
       constexpr double samples = 50000, wanted = 220, most_seconds = 90;
-      Work<B> work(config_, o_.batch);
-      auto classifier = work.classifier();
-      deq::Adam<B> adam{std::span<const deq::Parameter<B>>(work.model.parameters())};
-      const auto train = [&] { train_and_update(work, classifier, adam); };
-      adam.begin_step(0);
-      train();
-      Graph graph(train);
+      Training<B> training(config_, o_.batch);
+      Work<B>& work = training.work;
+      Graph graph([&] { training.step(); });
       const std::vector<float> images = normal_numbers(work.images.size(), 5);
       const auto steps_of_epoch = std::ceil(samples / static_cast<double>(o_.batch));
       int steps = 0;
@@ -158,7 +175,7 @@ class Model {
           B::copy_bytes(work.masks[i].data(), drawn.data(),
                         static_cast<std::size_t>(drawn.size()) * sizeof(float));
         }
-        adam.begin_step(1e-3);
+        training.adam.begin_step(1e-3);
         graph.launch();
         graph.finish();
         ++steps;
@@ -170,7 +187,7 @@ class Model {
                    {"steps", steps},
                    {"images_per_second", steps * static_cast<double>(o_.batch) / seconds},
                    {"minutes_of_220_epochs", seconds / epochs * wanted / 60},
-                   {"last_loss", classifier.last_report().loss}});
+                   {"last_loss", training.classifier.last_report().loss}});
     });
   }
 
@@ -187,32 +204,21 @@ class Model {
     deq::cuda::DevicePool::instance().trim();
   }
 
-  static void train_and_update(Work<B>& work, typename Work<B>::Classifier& classifier,
-                               deq::Adam<B>& adam) {
-    classifier.train(work.images, work.labels, work.masks);
-    adam.apply(work.model.parameters());
-  }
-
-  /// Forward, the gradients of all parameters with dropout, and Adam; at once, or recorded.
+  /// A step of training, at once or recorded.
   void step(bool recorded) {
     const Memory memory;
-    Work<B> work(config_, o_.batch);
-    auto classifier = work.classifier();
-    deq::Adam<B> adam{std::span<const deq::Parameter<B>>(work.model.parameters())};
-    const auto train = [&] { train_and_update(work, classifier, adam); };
-    // A rate of 0 leaves the weights where they are: every repetition does the same work.
-    adam.begin_step(0);
-    train();
+    Training<B> training(config_, o_.batch);
     std::optional<Graph> graph;
-    if (recorded) graph.emplace(train);
+    if (recorded) graph.emplace([&] { training.step(); });
     const std::function<void()> once_more = [&] {
-      adam.begin_step(0);
-      if (!recorded) return train();
+      // A rate of 0 leaves the weights where they are: every repetition does the same work.
+      training.adam.begin_step(0);
+      if (!recorded) return training.step();
       graph->launch();
       graph->finish();
     };
     const double seconds = seconds_of(o_.seconds, once_more);
-    const deq::PassReport& pass = classifier.last_report();
+    const deq::PassReport& pass = training.classifier.last_report();
     // f(z*) and its recording beside the solve, then the gradients of state and parameters: as many
     // products each as f. Of the stem and the head nothing is counted.
     const Total f = total();
@@ -226,7 +232,7 @@ class Model {
          {"peak_bytes", memory.peak(graph ? &*graph : nullptr)},
          {"device_bytes", memory.device()},
          {"loss", pass.loss},
-         {"z", norm(classifier.solution().z.to_host())},
+         {"z", norm(training.classifier.solution().z.to_host())},
          {"minutes_of_220_epochs",
           seconds * 220 * std::ceil(50000 / static_cast<double>(o_.batch)) / 60}});
   }

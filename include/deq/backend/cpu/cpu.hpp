@@ -96,7 +96,10 @@ struct Cpu : HostWork {
     sums_over(
         a, h.dim, h.dim * std::max<Index>(h.capacity, 1), h.capacity,
         [=](Index s, Index, Index first, Index n, S* sums) {
-          add_dots(h, s, rank[s], first, n, x.col(s) + first, sums);
+          detail::in_panels(first, n, [&](Index start, Index size) {
+            detail::add_dots(BasisView<const T>(h), s, rank[s], start, size, x.col(s) + start,
+                             sums);
+          });
         },
         [=](Index s, const S* sums) { std::copy_n(sums, rank[s], out + s * h.capacity); });
   }
@@ -109,7 +112,7 @@ struct Cpu : HostWork {
           detail::in_panels(first, n, [&](Index start, Index size) {
             S* const gs = g.col(s) + start;
             detail::subtract(f.col(j) + start, z.col(s) + start, gs, size, sums[0], sums[1]);
-            add_dots(h, s, rank[s], start, size, gs, sums + 2);
+            detail::add_dots(BasisView<const T>(h), s, rank[s], start, size, gs, sums + 2);
           });
         },
         [=](Index s, const S* sums) {
@@ -233,13 +236,6 @@ struct Cpu : HostWork {
       for (Index i = 0; i < n; ++i) y[i] = p * x[i];
     else
       for (Index i = 0; i < n; ++i) y[i] = p * x[i] + q * y[i];
-  }
-  template <class T>
-  static void add_dots(BasisView<T> h, Index s, Index rank, Index first, Index n, const S* x,
-                       S* sums) {
-    detail::in_panels(first, n, [&](Index start, Index size) {
-      detail::add_dots(BasisView<const T>(h), s, rank, start, size, x + (start - first), sums);
-    });
   }
 
   /// Numbers of a sample that are taken at a time, so that a team can share even a single one.

@@ -65,8 +65,7 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
     Index line, column, pixel;  // the first two of the input, the third of the output
   };
   struct Tap {
-    Index down, right;
-    const S* weights;
+    Index down, right, index;
   };
   const SharedPanels shared(pieces.count() * print.classes(), panels.count());
   parallel_for(shared.count(), [&](Index index) {
@@ -89,15 +88,15 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
       }
     }
 
-    Array<Cpu<S>, Tap> seen(taps);
+    const Array<Cpu<S>, Tap> seen(taps);
+    Tap* last_seen = seen.data();
+    for (Index tap = 0; tap < taps; ++tap)
+      if (print.sees(c, tap))
+        *last_seen++ = {print.shift(tap / g.kernel_width), print.shift(tap % g.kernel_width), tap};
+
     const auto panel = [&](Index p, auto fused) {
-      const Index numbers = panels.numbers_of(p);
-      const S* weights = packed + panels.first_channel(p) * taps * in_channels;
-      Tap* last_seen = seen.data();
-      for (Index tap = 0; tap < taps; ++tap, weights += in_channels * numbers)
-        if (print.sees(c, tap))
-          *last_seen++ = {print.shift(tap / g.kernel_width), print.shift(tap % g.kernel_width),
-                          weights};
+      const S* const weights = packed + panels.first_channel(p) * taps * in_channels;
+      const Index of_tap = in_channels * panels.numbers_of(p);
       PanelWriter<S, fused, true> writer(epilogue, print.out_height() * out_width, out_channels,
                                          panels.first_channel(p), panels.width_of(p), y,
                                          piece.part);
@@ -114,8 +113,9 @@ void convolve_direct(const Conv2dGeometry& g, bool transposed, Index in_channels
               const S* row[r];
               for (int i = 0; i < r; ++i)
                 row[i] = image.at(place[i].line + tap->down, place[i].column + tap->right);
-              tap == seen.data() ? block.set_product(row, tap->weights, in_channels)
-                                 : block.add_product(row, tap->weights, in_channels);
+              const S* const b = weights + tap->index * of_tap;
+              tap == seen.data() ? block.set_product(row, b, in_channels)
+                                 : block.add_product(row, b, in_channels);
             }
             const auto& done = block.folded();
             unroll<v>([&](auto j) DEQ_INLINE {

@@ -18,19 +18,21 @@ constexpr int max_rows(int vectors, int most = max_product_rows) {
   return std::min(most, (simd_registers - vectors - 1) / vectors);
 }
 
-/// What a panel of `vectors` vectors of output channels is multiplied with. A panel of a vector and
-/// a half is paired, unless the number of input channels is odd: a vector then holds the weights of
-/// half as many output channels for two input channels, one beside the other, and three of them do
-/// the work of four.
+/// Numbers of a packed weight for every input channel, in so many vectors, which may be paired.
+template <class S>
+constexpr Index packed_numbers(int vectors, bool paired) {
+  return vectors * simd_width<S> / (paired ? 2 : 1);
+}
+
+/// What a panel of V vectors of output channels is multiplied with. A panel of a vector and a half
+/// is paired, unless the number of input channels is odd: a vector then holds the weights of half
+/// as many output channels for two input channels, one beside the other, and three of them do the
+/// work of four.
 template <int V, bool is_paired = false>
 struct PanelShape {
-  static constexpr int vectors = V;
   static constexpr bool paired = is_paired;
   static constexpr int sums = paired ? 3 : V;  ///< vectors of sums of a row
   constexpr operator int() const { return V; }
-  /// Numbers of a packed weight for every input channel.
-  template <class S>
-  static constexpr Index numbers = sums* simd_width<S> / (paired ? 2 : 1);
 };
 
 /// Where a paired vector has its weights: the output channel of a number in vector v of the three,
@@ -46,7 +48,7 @@ constexpr Index paired_input(Index i) { return i % 2; }
 template <class S, int R, int V, bool paired = false>
 struct Block {
   static constexpr int rows = R, vectors = V;
-  static constexpr Index numbers = V * simd_width<S> / (paired ? 2 : 1);  ///< an input channel
+  static constexpr Index numbers = packed_numbers<S>(V, paired);
   /// Terms that are summed one after the other. Longer sums are sums of such sums, which keeps the
   /// rounding of a sum of a thousand terms at that of a hundred.
   static constexpr Index run = 32;

@@ -36,7 +36,7 @@ struct Panels {
   bool paired(Index panel) const { return last_paired && panel == count() - 1; }
   /// Numbers of a packed weight for every input channel.
   Index numbers_of(Index panel) const {
-    return paired(panel) ? PanelShape<2, true>::numbers<S> : width_of(panel) * simd_width<S>;
+    return paired(panel) ? packed_numbers<S>(3, true) : packed_numbers<S>(width_of(panel), false);
   }
 };
 
@@ -101,6 +101,12 @@ struct WeightView {
 template <class S>
 Index packed_size(Index in, Index out, Index points) {
   return Panels<S>(out).vectors * simd_width<S> * points * in;
+}
+
+/// Whether a second-level cache keeps the packed weight.
+template <class S>
+bool weight_stays_near(Index in, Index out, Index points) {
+  return packed_size<S>(in, out, points) * Index{sizeof(S)} <= 2 * 1024 * 1024;
 }
 
 /// body(vector, place) for every vector of the packed weight: vector(tap) is of the weight, place(

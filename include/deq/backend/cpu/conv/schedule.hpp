@@ -96,9 +96,9 @@ struct ConvPlan {
     constexpr Index cache = 288 * 1024;
     const Index tile = points() * in * static_cast<Index>(sizeof(S));
     const Index most = algorithm == ConvAlgorithm::winograd4 ? 32 : 64;
-    if (packed_size() * static_cast<Index>(sizeof(S)) > 2 * 1024 * 1024) return 64;
-    const Index target = std::clamp<Index>(cache / tile, 16, most);
-    return units() >= 16 ? std::min(target, units() / 2) : target;
+    if (!weight_stays_near<S>(in, out, points())) return 64;
+    const Index target = std::clamp<Index>(cache / tile, winograd_group, most);
+    return units() >= winograd_group ? std::min(target, units() / 2) : target;
   }
 };
 

@@ -74,7 +74,7 @@ void multiply_points(Index points, const TransformedTiles<S>& input, Index first
   for (Index point = 0; point < points; ++point)
     for (Index p = first_panel; p < last_panel; ++p)
       with_panel(panels, p, [&](auto v) DEQ_INLINE {
-        constexpr Index numbers = v.template numbers<S>;
+        constexpr Index numbers = packed_numbers<S>(v.sums, v.paired);
         const Index channel = panels.first_channel(p);
         const S* const weights = packed + (channel * points + point * numbers) * depth;
         for_each_block<v.sums>(n, [&](auto r, Index tile) {
@@ -130,15 +130,18 @@ void prefetch_output(const Conv2dGeometry& g, const S* y, Index channels, const 
         __builtin_prefetch(line + j * g.out_channels + c, 1);
 }
 
-/// A few tiles by one panel, whose products come from the first or second-level cache; or, where
-/// the weights do not stay in the second-level one, and the input is larger than the output,
-/// everything at once, so that both are read a single time.
+/// Tiles that are multiplied by a panel and transformed back at a time. Their products come from
+/// the first or second-level cache; with fewer, the weights are read more often.
+inline constexpr Index winograd_group = 16;
+
+/// A group of tiles by one panel; or, where the weights are far, and the input is larger than the
+/// output, everything at once, so that both are read a single time.
 template <int M, class S>
 ProductChunk product_chunk(const Conv2dGeometry& g, Index tiles, Index panels) {
-  constexpr Index points = Winograd<M>::tile * Winograd<M>::tile, far_away = 2 * 1024 * 1024;
-  const Index bytes = packed_size<S>(g.in_channels, g.out_channels, points) * Index{sizeof(S)};
-  if (bytes > far_away && g.in_channels > g.out_channels) return {tiles, panels};
-  return {16, 1};
+  constexpr Index points = Winograd<M>::tile * Winograd<M>::tile;
+  const bool near = weight_stays_near<S>(g.in_channels, g.out_channels, points);
+  if (!near && g.in_channels > g.out_channels) return {tiles, panels};
+  return {winograd_group, 1};
 }
 
 /// y = x * w, channels last, w packed by pack_winograd<M>.

@@ -411,19 +411,34 @@ TEST_CASE_TEMPLATE("nhwc_normalize", S, float, double) {
       const S* u = y[0];
       nhwc_normalize(b, NhwcNorm<S>{c.g, x[0], x[1]}, u, u, y[0]);
     });
+    for (const bool relu : {false, true})
+      check<S>({c.image(1), c.mean(), c.inverse(), c.weight(), c.bias()},
+               {unset<S>(c.g.samples * c.g.channels)}, c.g.pixels,
+               [&](auto b, const auto& x, const auto& y) {
+                 nhwc_normalize(b, NhwcNorm<S>{c.g, x[1], x[2], x[3], x[4], relu, true}, x[0],
+                                static_cast<const S*>(nullptr), y[0]);
+               });
   });
 }
 
 TEST_CASE_TEMPLATE("nhwc_normalize_vjp_sums", S, float, double) {
   for_each_case<S>(nhwc_cases, [](const Case<S>& c) {
     const Index sums = c.g.samples * c.g.channels;
-    for (const bool relu : {false, true})
-      check<S>(
-          {c.image(1), c.mean(), c.inverse(), c.weight(), optional(relu, c.image(2)), c.image(3)},
-          {unset<S>(sums), unset<S>(sums)}, c.g.pixels, [&](auto b, const auto& x, const auto& to) {
-            nhwc_normalize_vjp_sums(b, NhwcNorm<S>{c.g, x[1], x[2], x[3], nullptr, relu}, x[0],
-                                    x[4], x[5], to[0], to[1]);
-          });
+    struct Variant {
+      bool relu, y, average;
+    };
+    for (const Variant v : {Variant{false, false, false},
+                            {true, true, false},
+                            {true, false, false},
+                            {false, false, true},
+                            {true, false, true}})
+      check<S>({c.image(1), c.mean(), c.inverse(), c.weight(), optional(v.y, c.image(2)),
+                v.average ? random<S>(sums, 3) : c.image(3), c.bias()},
+               {unset<S>(sums), unset<S>(sums)}, c.g.pixels,
+               [&](auto b, const auto& x, const auto& to) {
+                 const NhwcNorm<S> norm{c.g, x[1], x[2], x[3], x[6], v.relu, v.average};
+                 nhwc_normalize_vjp_sums(b, norm, x[0], x[4], x[5], to[0], to[1]);
+               });
   });
 }
 
@@ -433,6 +448,8 @@ TEST_CASE_TEMPLATE("nhwc_normalize_vjp", S, float, double) {
     Wanted residual, u;
     bool masked;
     bool same_memory = false;  // of the cotangents of the residual and of u
+    bool y = relu;             // otherwise u tells where it was rectified
+    bool average = false;
   };
   using enum Wanted;
   for_each_case<S>(nhwc_cases, [](const Case<S>& c) {
@@ -443,20 +460,34 @@ TEST_CASE_TEMPLATE("nhwc_normalize_vjp", S, float, double) {
                              {false, true, true, true, no, no, true},
                              {true, true, false, false, added, once, false},
                              {true, true, true, false, added, added, false, true},
-                             {false, true, true, true, once, added, true, true}}) {
+                             {false, true, true, true, once, added, true, true},
+                             {true, true, true, true, once, added, true, false, false},
+                             {true, false, false, false, no, no, true, false, false},
+                             {true, true, true, true, no, added, true, false, false, true},
+                             {false, true, false, false, no, once, false, false, false, true}}) {
       check<S>(
           {c.image(1), c.mean(), c.inverse(), optional(v.weight, c.weight()),
-           optional(v.relu, c.image(2)), c.image(3), optional(v.statistics, random<S>(sums, 4)),
-           optional(v.statistics, random<S>(sums, 5)),
-           optional(v.mask, random<S>(c.g.samples * c.g.channels, 6))},
+           optional(v.y, c.image(2)),
+           v.average ? random<S>(c.g.samples * c.g.channels, 3) : c.image(3),
+           optional(v.statistics, random<S>(sums, 4)), optional(v.statistics, random<S>(sums, 5)),
+           optional(v.mask, random<S>(c.g.samples * c.g.channels, 6)),
+           optional(v.weight, c.bias())},
           {before<S>(c.size(), v.residual), before<S>(c.size(), v.same_memory ? no : v.u),
            optional(v.masked, unset<S>(c.size()))},
           c.g.channels_per_statistic, [&](auto b, const auto& x, const auto& to) {
-            nhwc_normalize_vjp(b, NhwcNorm<S>{c.g, x[1], x[2], x[3], nullptr, v.relu}, x[0], x[4],
-                               x[5], x[6], x[7], x[8], sink(to[0], v.residual),
+            const NhwcNorm<S> norm{c.g, x[1], x[2], x[3], x[9], v.relu, v.average};
+            nhwc_normalize_vjp(b, norm, x[0], x[4], x[5], x[6], x[7], x[8], sink(to[0], v.residual),
                                sink(to[v.same_memory ? 0 : 1], v.u), to[2]);
           });
     }
+    // In the place of u.
+    check<S>({c.mean(), c.inverse(), c.weight(), c.bias(), c.image(3), random<S>(sums, 4),
+              random<S>(sums, 5)},
+             {c.image(1)}, c.g.channels_per_statistic, [&](auto b, const auto& x, const auto& to) {
+               const NhwcNorm<S> norm{c.g, x[0], x[1], x[2], x[3], true};
+               const S *u = to[0], *none = nullptr;
+               nhwc_normalize_vjp(b, norm, u, none, x[4], x[5], x[6], none, {}, {}, to[0]);
+             });
   });
 }
 

@@ -74,6 +74,15 @@ X fused(const Case& c, bool relu, const X& mask, const X& x, const X& w, const X
       {.scale = &scale, .shift = &shift, .mask = &mask, .addend = &added, .residual = &rest}));
 }
 
+/// Running statistics of a batch normalisation.
+template <class S>
+deq::BatchNormState<deq::Cpu<S>> random_state(Index channels) {
+  deq::BatchNormState<deq::Cpu<S>> state(channels);
+  state.running_mean = random_tensor<S>({channels}, 11);
+  state.running_var = random_tensor<S>({channels}, 12, 0.5, 2);
+  return state;
+}
+
 template <class S, class Check>
 void with_data(const Case& c, Check check) {
   const Index channels = c.kernel[0];
@@ -154,6 +163,61 @@ TEST_CASE("VJPs of conv_norm") {
   }
 }
 
+TEST_CASE("VJPs of conv_norm without a residual, where u alone knows what was rectified") {
+  for (const Case& c : cases) {
+    if (c.image.size() > 700) continue;
+    with_data<double>(c, [&](const Tensor& x, const Tensor& w, const Tensor& scale,
+                             const Tensor& shift, const Tensor& addend, const Tensor&) {
+      for (const bool average : {false, true}) {
+        auto options = c.options(true);
+        options.average = average;
+        const auto f = [&](const auto& mask, const auto& image, const auto& weight, const auto& a,
+                           const auto& b, const auto& added) {
+          return nhwc::conv_norm(image, weight, options,
+                                 {.scale = &a, .shift = &b, .mask = &mask, .addend = &added});
+        };
+        gradient_check(c.name(), f, c.mask<double>(), nhwc::from_nchw(x), w, scale, shift * 0.9,
+                       nhwc::from_nchw(addend));  // 0.9: away from the kinks
+      }
+    });
+  }
+}
+
+/// The average over the pixels of conv_batch_norm, by itself or by one operation more.
+template <class X>
+X average(const Case& c, bool relu, bool fused, const X& x, const X& w, const X& scale,
+          const X& shift) {
+  auto state = random_state<typename X::Backend::Scalar>(c.kernel[0]);
+  const X y = nhwc::conv_batch_norm(nhwc::from_nchw(x), w, state, BatchNormMode::train,
+                                    {.conv = c.conv, .relu = relu, .average = fused},
+                                    {.scale = &scale, .shift = &shift});
+  if (fused) return y;
+  return mean(reshape(y, {y.extent(0), y.extent(1) * y.extent(2), y.extent(3)}), 1);
+}
+
+TEST_CASE_TEMPLATE("an average over the pixels is what the mean of the image is, and so is its VJP",
+                   S, float, double) {
+  for (const Case& c : {cases[0], cases[2], cases[3], cases[4], large})
+    with_data<S>(c, [&](const auto& x, const auto& w, const auto& scale, const auto& shift,
+                        const auto&, const auto&) {
+      CAPTURE(c.name());
+      for (const bool relu : {false, true}) {
+        const auto of = [&](bool fused) {
+          return Recorded([&](const auto&... a) { return average(c, relu, fused, a...); }, x, w,
+                          scale, shift);
+        };
+        auto ours = of(true), expected = of(false);
+        check_close(ours.y(), expected.y());
+        const auto cotangent = random_tensor<S>(ours.y().shape(), 9);
+        const auto grad = ours.vjp(cotangent), expected_grad = expected.vjp(cotangent);
+        for (std::size_t i = 0; i < grad.size(); ++i) {
+          CAPTURE(i);
+          check_close(grad[i], expected_grad[i]);
+        }
+      }
+    });
+}
+
 TEST_CASE_TEMPLATE("VJPs of conv_norm are those of the operations that it stands for", S, float,
                    double) {
   for (const Case& c : {cases[3], cases[4], large})
@@ -210,15 +274,8 @@ TEST_CASE("conv_norm: image, addend and residual may be the same variable") {
       x, w);
 }
 
-/// relu(BN(x * w + bias) scale + shift + residual) of NCHW images by NCHW operations, with random
-/// running statistics.
-template <class S>
-deq::BatchNormState<deq::Cpu<S>> random_state(Index channels) {
-  deq::BatchNormState<deq::Cpu<S>> state(channels);
-  state.running_mean = random_tensor<S>({channels}, 11);
-  state.running_var = random_tensor<S>({channels}, 12, 0.5, 2);
-  return state;
-}
+/// relu(BN(x * w + bias) scale + shift + residual) of NCHW images by NCHW operations, with
+/// random_state().
 template <class X>
 X batch_reference(const Case& c, BatchNormMode mode, const X& x, const X& w, const X& scale,
                   const X& shift, const X& bias, const X& residual) {
@@ -432,4 +489,8 @@ TEST_CASE("Channels-last operations name what does not fit") {
   wrong([&] { nhwc::conv_norm(x, w, {.groups = 2}, {.residual = &x}); },
         {"conv_norm", "(2, 4, 4, 6)", "(2, 2, 2, 8)"});
   wrong([&] { nhwc::conv_norm(x, w, {.groups = 2}, {.mask = &five}); }, {"conv_norm", "mask"});
+  const Tensor out({2, 2, 2, 8}, 1);
+  check_error<deq::InvalidArgument>(
+      [&] { nhwc::conv_norm(x, w, {.groups = 2, .average = true}, {.residual = &out}); },
+      {"conv_norm", "average", "residual"});
 }

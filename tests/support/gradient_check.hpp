@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The tape's VJP of any callable against central finite differences, and what Tape::vjp promises of
-// every VJP: it replays, prunes, overwrites and accumulates.
+// every VJP: it replays, prunes, overwrites and accumulates, and is the same for the last time.
 #pragma once
 
 #include <array>
@@ -100,6 +100,8 @@ void gradient_check(const std::string& name, F f, const X&... x) {
     const auto s = start[i].to_host(), g = gradients[i].to_host(), a = accumulated[i].to_host();
     CHECK(norm(difference(difference(a, s), g)) <= 1e-14 * (norm(s) + norm(g)));
   }
+  const std::vector<Tensor> last = recorded.last_vjp(cotangent);
+  for (std::size_t i = 0; i < n; ++i) CHECK(same_bits(last[i], gradients[i]));
   CHECK(same_bits(cotangent, cotangent_before));
 }
 

@@ -144,13 +144,23 @@ class Recorded {
     tape_.vjp(y_, cotangent, x_, gradients, true);
     return gradients;
   }
+  /// The gradients once more, and for the last time.
+  std::vector<TensorOf<S>> last_vjp(const TensorOf<S>& cotangent) {
+    const std::vector<TensorOf<S>> gradients = unset(x_);
+    tape_.vjp_and_clear(y_, cotangent, x_, gradients);
+    return gradients;
+  }
 
  private:
-  std::vector<TensorOf<S>> vjp(const TensorOf<S>& cotangent, std::span<const deq::Var<B>> wrt) {
-    // NaN to begin with: an element that is not overwritten is seen.
+  /// NaN to begin with: an element that is not overwritten is seen.
+  static std::vector<TensorOf<S>> unset(std::span<const deq::Var<B>> wrt) {
     std::vector<TensorOf<S>> gradients;
     for (const deq::Var<B>& x : wrt)
       gradients.emplace_back(x.shape(), static_cast<S>(not_a_number));
+    return gradients;
+  }
+  std::vector<TensorOf<S>> vjp(const TensorOf<S>& cotangent, std::span<const deq::Var<B>> wrt) {
+    const std::vector<TensorOf<S>> gradients = unset(wrt);
     tape_.vjp(y_, cotangent, wrt, gradients);
     return gradients;
   }

@@ -84,7 +84,8 @@ struct NhwcConvParts {
 };
 
 /// A normalisation of channels-last images that has its statistics: y = relu((u - mean) inverse
-/// weight + bias + residual). A null pointer is a step left out.
+/// weight + bias + residual), or without a residual the mean of that over the pixels, (N, C). A
+/// null pointer is a step left out.
 template <class S>
 struct NhwcNorm {
   NormGeometry geometry;
@@ -92,8 +93,14 @@ struct NhwcNorm {
   const S* weight = nullptr;  ///< (C)
   const S* bias = nullptr;    ///< (C)
   bool relu = false;
+  bool average = false;
 
   DEQ_HOST_DEVICE S scale(Index channel) const { return weight ? weight[channel] : S(1); }
+  DEQ_HOST_DEVICE S shift(Index channel) const { return bias ? bias[channel] : S(0); }
+  /// Of what a pixel is worth, in y.
+  DEQ_HOST_DEVICE S share_of_pixel() const {
+    return average ? 1 / static_cast<S>(geometry.pixels) : S(1);
+  }
 };
 
 /// Where a kernel that computes several cotangents puts one; null if nobody wants it.

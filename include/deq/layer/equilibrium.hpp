@@ -388,12 +388,13 @@ class Equilibrium {
     if constexpr (detail::unrolls<Policy>) {
       unroll(ws, z);
     } else if constexpr (Policy::needs_inverse) {
-      solver.template solve<KeepInverse::yes>(ws.map, z, ws.solve, NoObserver{});
-      // The block takes the inverse, the workspace the memory of the one it replaces, unless
-      // somebody else still shares that.
+      // The workspace borrows the memory of the inverse that is replaced, unless somebody else
+      // still shares that.
       using Inverse = std::remove_reference_t<decltype(ws.solve.inverse)>;
       if (!block.inverse || block.inverse.use_count() > 1)
         block.inverse = std::make_shared<Inverse>();
+      std::swap(*block.inverse, ws.solve.inverse);
+      solver.template solve<KeepInverse::yes>(ws.map, z, ws.solve, NoObserver{});
       std::swap(*block.inverse, ws.solve.inverse);
     } else {
       solver.template solve<KeepInverse::no>(ws.map, z, ws.solve, NoObserver{});

@@ -34,8 +34,8 @@ class TapedMap {
     tape_.clear();
     z_ = output_ = {};
     value_ = {};
-    for (auto* list : {&x_vars_, &theta_vars_}) list->clear();
-    for (auto* list : {&x_, &theta_, &gathered_}) list->clear();
+    for (auto* list : {&x_vars_, &theta_vars_, &wrt_}) list->clear();
+    for (auto* list : {&x_, &theta_, &gathered_, &into_}) list->clear();
   }
 
   Index dim() const { return state_.size(); }
@@ -101,7 +101,7 @@ class TapedMap {
     };
     want(x_vars_, x_grad);
     want(theta_vars_, theta_grad);
-    tape_.vjp(output_, as_tensor(w), wrt_, into_);
+    tape_.vjp_and_clear(output_, as_tensor(w), wrt_, into_);
   }
 
  private:

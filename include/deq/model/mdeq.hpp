@@ -98,8 +98,8 @@ class Mdeq {
       t = widened[i] + t;
     }
     const V &weight = p.next(), &bias = p.next();
-    t = conv_norm(t, weight, p, norms, {.relu = true}, {.bias = &bias});
-    const V pooled = mean(reshape(t, {t.extent(0), t.extent(1) * t.extent(2), t.extent(3)}), 1);
+    const V pooled =
+        conv_norm(t, weight, p, norms, {.relu = true, .average = true}, {.bias = &bias});
     const V& classifier = p.next();
     return linear(pooled, classifier, p.next());
   }

@@ -156,11 +156,13 @@ class Sink {
 template <class B>
 struct Reverse {
   const Tensor<B>& cotangent;        ///< dl/dy
-  const Tensor<B>& output;           ///< y; empty unless Op::saves_output
+  const Tensor<B>& output;           ///< y; empty unless Op::saves_output, or if not needed
   std::span<const Tensor<B>> input;  ///< x_i; empty tensors unless Op::saves_inputs
   std::span<const Sink<B>> grad;     ///< where dl/dx_i goes
   /// Nobody else has the memory of the cotangent: the operation may write what it likes there.
   bool cotangent_is_free = false;
+  /// The operation is forgotten after this: it may write over the members it has computed.
+  bool for_the_last_time = false;
 };
 
 /// An operation of the tape. It is a value: attributes (a stride, a number of groups) are its
@@ -189,7 +191,8 @@ struct Reverse {
 /// backend's tag (elementwise above), whose CPU versions are in backend/cpu/ and which any backend
 /// can overload. A kernel that is not elementwise asks the sink for its target: the memory, and
 /// whether to add to it. y may be a handle to an input's memory (a reshape); nothing ever writes to
-/// an operand. An operation that needs some of its inputs only has saves_input(i) as well.
+/// an operand. An operation that needs some of its inputs only, or its output sometimes only, has
+/// saves_input(i) or needs_output() as well.
 template <class Op, class B>
 concept Operation = requires(const Op& op, const Reverse<B>& reverse) {
   { Op::saves_inputs } -> std::convertible_to<bool>;
@@ -262,7 +265,7 @@ class Tape {
       const auto last = static_cast<std::size_t>(output.id());
       if (needed_[last]) Sink<B>(&slots_[last], &nodes_[last].shape).add(cotangent);
       for (std::size_t id = n; id-- > 0;) {
-        if (id <= last && needed_[id] && slots_[id].written && nodes_[id].record) sweep(id);
+        if (id <= last && needed_[id] && slots_[id].written && nodes_[id].record) sweep(id, forget);
         if (forget) nodes_[id].record = nullptr;
       }
     }
@@ -276,7 +279,7 @@ class Tape {
   struct Record {
     virtual ~Record() = default;
     virtual void vjp(const Tensor<B>& cotangent, std::span<const Sink<B>> grad,
-                     bool cotangent_is_free) const = 0;
+                     bool cotangent_is_free, bool for_the_last_time) const = 0;
     virtual std::size_t bytes() const = 0;
     PoolVector<Index> inputs;  ///< node ids; -1 for a constant
   };
@@ -300,14 +303,23 @@ class Tape {
       if constexpr (Op::saves_inputs)
         for (std::size_t i = 0; i < xs.size(); ++i)
           if (saves(i)) saved_inputs[i] = xs[i].value();
-      if constexpr (Op::saves_output) saved_output = y;
+      if constexpr (Op::saves_output)
+        if (needs_output()) saved_output = y;
     }
-    void vjp(const Tensor<B>& cotangent, std::span<const Sink<B>> grad, bool free) const override {
-      op.vjp(Reverse<B>{cotangent, saved_output, saved_inputs, grad, free});
+    void vjp(const Tensor<B>& cotangent, std::span<const Sink<B>> grad, bool cotangent_is_free,
+             bool for_the_last_time) const override {
+      op.vjp(Reverse<B>{cotangent, saved_output, saved_inputs, grad, cotangent_is_free,
+                        for_the_last_time});
     }
     bool saves(std::size_t i) const {
       if constexpr (requires { op.saves_input(i); })
         return op.saves_input(i);
+      else
+        return true;
+    }
+    bool needs_output() const {
+      if constexpr (requires { op.needs_output(); })
+        return op.needs_output();
       else
         return true;
     }
@@ -341,7 +353,7 @@ class Tape {
   }
 
   /// Hands the cotangent of one node on to its inputs, and lets go of it.
-  void sweep(std::size_t id) {
+  void sweep(std::size_t id, bool for_the_last_time) {
     sinks_.clear();
     bool wanted = false;  // else the cotangent of the node itself is what was asked for
     for (const Index input : inputs(id)) {
@@ -351,7 +363,9 @@ class Tape {
       if (sinks_.back()) wanted = true;
     }
     detail::Slot<B>& slot = slots_[id];
-    if (wanted) nodes_[id].record->vjp(slot.tensor, sinks_, !slot.pinned && slot.tensor.unique());
+    if (wanted)
+      nodes_[id].record->vjp(slot.tensor, sinks_, !slot.pinned && slot.tensor.unique(),
+                             for_the_last_time);
     if (!slot.pinned) slot.tensor = {};
   }
 

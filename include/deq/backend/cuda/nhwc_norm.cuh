@@ -146,70 +146,117 @@ void nhwc_statistics(Cuda<S>, const NormGeometry& n, const S* u, const NormStati
 // All that a pass needs of its pixels is read before it writes any of them: a load need not wait
 // for a store that may be to the same place.
 
-/// y = relu((u - mean) inverse weight + bias + residual).
+namespace cuda {
+/// What a normalisation does to one channel of one sample, up to the residual.
+template <class S>
+struct NormOfChannel {
+  S mean, factor, bias;
+
+  __device__ NormOfChannel(const NhwcNorm<S>& norm, Index sample, Index channel) {
+    const Index s = norm.geometry.statistic(sample, channel);
+    mean = norm.mean[s];
+    factor = norm.inverse[s] * norm.scale(channel);
+    bias = norm.shift(channel);
+  }
+  __device__ S operator()(S u) const { return (u - mean) * factor + bias; }
+};
+
+/// K sums over the pixels of each sample: add(piece, sums) adds the terms of a thread,
+/// write(sample, channel, sums) says what becomes of them.
+template <int K, class S, class Add, class Write>
+void sum_over_pixels(const NormGeometry& g, Add add, Write write) {
+  const PixelPieces pieces(g);
+  const Index channels = pieces.channels, parts = pieces.parts;
+  const Scratch<S> scratch(pieces.samples * parts * K * channels);
+  S* const of_parts = scratch.data();
+  for_each_piece(pieces, [=] __device__(const PixelPiece& piece) {
+    S sums[K] = {};
+    add(piece, sums);
+    piece.add(sums);
+    if (!piece.speaks()) return;
+    S* const out = of_parts + (piece.sample * parts + piece.part) * K * channels + piece.channel;
+    for (int k = 0; k < K; ++k) out[k * channels] = sums[k];
+  });
+  for_each_index(pieces.samples * channels, [=] __device__(Index i) {
+    const S* part = of_parts + i / channels * parts * K * channels + i % channels;
+    S sums[K] = {};
+    for (Index p = 0; p < parts; ++p, part += K * channels)
+      for (int k = 0; k < K; ++k) sums[k] += part[k * channels];
+    write(i / channels, i % channels, sums);
+  });
+}
+}  // namespace cuda
+
+/// y = relu((u - mean) inverse weight + bias + residual), or the average of that over the pixels.
 template <class S>
 void nhwc_normalize(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
-  cuda::for_each_piece(
-      cuda::PixelPieces(norm.geometry), [=] __device__(const cuda::PixelPiece& piece) {
-        if (!piece.has_channel()) return;
-        const Index c = piece.channel, s = norm.geometry.statistic(piece.sample, c);
-        const S mean = norm.mean[s], factor = norm.inverse[s] * norm.scale(c);
-        const S bias = norm.bias ? norm.bias[c] : S(0);
-        S value[cuda::pixels_a_thread];
-        piece.for_each([&](Index place, int k) {
-          value[k] = (u[place] - mean) * factor + bias;
-          if (residual) value[k] += residual[place];
+  if (norm.average) {
+    cuda::sum_over_pixels<1, S>(
+        norm.geometry,
+        [=] __device__(const cuda::PixelPiece& piece, S(&sum)[1]) {
+          if (!piece.has_channel()) return;
+          const cuda::NormOfChannel<S> normalized(norm, piece.sample, piece.channel);
+          piece.for_each([&](Index place, int) {
+            const S value = normalized(u[place]);
+            sum[0] += norm.relu ? cuda::rectified(value) : value;
+          });
+        },
+        [=] __device__(Index n, Index c, const S(&sum)[1]) {
+          y[n * norm.geometry.channels + c] = sum[0] * norm.share_of_pixel();
         });
-        piece.for_each([&](Index place, int k) {
-          y[place] = norm.relu ? cuda::rectified(value[k]) : value[k];
-        });
-      });
+    return;
+  }
+  cuda::for_each_piece(cuda::PixelPieces(norm.geometry),
+                       [=] __device__(const cuda::PixelPiece& piece) {
+                         if (!piece.has_channel()) return;
+                         const cuda::NormOfChannel<S> normalized(norm, piece.sample, piece.channel);
+                         S value[cuda::pixels_a_thread];
+                         piece.for_each([&](Index place, int k) {
+                           value[k] = normalized(u[place]);
+                           if (residual) value[k] += residual[place];
+                         });
+                         piece.for_each([&](Index place, int k) {
+                           y[place] = norm.relu ? cuda::rectified(value[k]) : value[k];
+                         });
+                       });
 }
 
 namespace cuda {
-/// d, the cotangent of what the relu was applied to, if it was.
+/// d, the cotangent of what the relu was applied to, if it was. Where that let pass what it was
+/// given shows in its output y or, where that is null, in u. The cotangent of an average is (N, C).
 template <class S>
-__device__ S before_relu(const NhwcNorm<S>& norm, const S* y, const S* cotangent, Index place) {
-  return norm.relu ? before_relu(cotangent[place], y[place]) : cotangent[place];
+__device__ S before_relu(const NhwcNorm<S>& norm, const PixelPiece& piece,
+                         const NormOfChannel<S>& normalized, const S* u, const S* y,
+                         const S* cotangent, Index place) {
+  const S d =
+      cotangent[norm.average ? piece.sample * norm.geometry.channels + piece.channel : place];
+  return norm.relu ? before_relu(d, y ? y[place] : normalized(u[place])) : d;
 }
 }  // namespace cuda
 
 /// Sums (N, C) over the pixels of each sample: of d, the cotangent before the relu, and of d (u -
-/// mean) inverse. They are the cotangents of bias and weight before the sum over samples.
+/// mean) inverse. They are the cotangents of bias and weight before the sum over samples. y is null
+/// where there was no residual. The cotangent of an average is (N, C).
 template <class S>
 void nhwc_normalize_vjp_sums(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* y,
                              const S* cotangent, S* sums_d, S* sums_du) {
-  const cuda::PixelPieces pieces(norm.geometry);
-  const Index channels = pieces.channels, parts = pieces.parts;
-  const cuda::Scratch<S> scratch(pieces.samples * parts * 2 * channels);
-  S* const of_parts = scratch.data();
-  cuda::for_each_piece(pieces, [=] __device__(const cuda::PixelPiece& piece) {
-    const Index c = piece.channel;
-    // A thread without a channel takes part in the sums; of no statistic.
-    const Index s = piece.has_channel() ? norm.geometry.statistic(piece.sample, c) : 0;
-    const S mean = norm.mean[s], inverse = norm.inverse[s];
-    S sum[2] = {};
-    piece.for_each([&](Index place, int) {
-      const S d = cuda::before_relu(norm, y, cotangent, place);
-      sum[0] += d;
-      sum[1] += d * (u[place] - mean);
-    });
-    piece.add(sum);
-    if (!piece.speaks()) return;
-    S* const out = of_parts + (piece.sample * parts + piece.part) * 2 * channels + c;
-    out[0] = sum[0];
-    out[channels] = sum[1] * inverse;
-  });
-  cuda::for_each_index(pieces.samples * channels, [=] __device__(Index i) {
-    const S* part = of_parts + i / channels * parts * 2 * channels + i % channels;
-    S d = 0, du = 0;
-    for (Index p = 0; p < parts; ++p, part += 2 * channels) {
-      d += part[0];
-      du += part[channels];
-    }
-    sums_d[i] = d;
-    sums_du[i] = du;
-  });
+  cuda::sum_over_pixels<2, S>(
+      norm.geometry,
+      [=] __device__(const cuda::PixelPiece& piece, S(&sums)[2]) {
+        if (!piece.has_channel()) return;
+        const cuda::NormOfChannel<S> normalized(norm, piece.sample, piece.channel);
+        piece.for_each([&](Index place, int) {
+          const S d = cuda::before_relu(norm, piece, normalized, u, y, cotangent, place);
+          sums[0] += d;
+          sums[1] += d * (u[place] - normalized.mean);
+        });
+      },
+      [=] __device__(Index n, Index c, const S(&sums)[2]) {
+        const NormGeometry& g = norm.geometry;
+        const S share = norm.share_of_pixel();
+        sums_d[n * g.channels + c] = share * sums[0];
+        sums_du[n * g.channels + c] = share * norm.inverse[g.statistic(n, c)] * sums[1];
+      });
 }
 
 /// du = inverse (e - mean(e) - v mean(e v)), e = weight d, v = (u - mean) inverse, the means over
@@ -225,8 +272,9 @@ void nhwc_normalize_vjp(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* y
       cuda::PixelPieces(norm.geometry), [=] __device__(const cuda::PixelPiece& piece) {
         if (!piece.has_channel()) return;
         const NormGeometry& g = norm.geometry;
-        const Index c = piece.channel, s = g.statistic(piece.sample, c);
-        const S mean = norm.mean[s], inverse = norm.inverse[s];
+        const Index c = piece.channel;
+        const cuda::NormOfChannel<S> normalized(norm, piece.sample, c);
+        const S inverse = norm.inverse[g.statistic(piece.sample, c)];
         S mean_e = 0, mean_ev = 0;
         if (sums_d) {
           const Index sums = g.shared ? 0 : piece.sample * g.channels;
@@ -238,11 +286,13 @@ void nhwc_normalize_vjp(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* y
           mean_e /= static_cast<S>(g.count());
           mean_ev /= static_cast<S>(g.count());
         }
+        const S share = norm.share_of_pixel();
         const S scale = norm.scale(c), of_mask = mask ? mask[piece.sample * g.channels + c] : S(1);
         S d[cuda::pixels_a_thread], du[cuda::pixels_a_thread];
         piece.for_each([&](Index place, int k) {
-          d[k] = cuda::before_relu(norm, y, cotangent, place);
-          du[k] = inverse * (scale * d[k] - mean_e - (u[place] - mean) * inverse * mean_ev);
+          d[k] = share * cuda::before_relu(norm, piece, normalized, u, y, cotangent, place);
+          du[k] =
+              inverse * (scale * d[k] - mean_e - (u[place] - normalized.mean) * inverse * mean_ev);
         });
         piece.for_each([&](Index place, int k) {
           cuda::put(of_residual, place, d[k]);

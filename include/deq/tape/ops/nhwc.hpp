@@ -45,6 +45,7 @@ struct AppliedNorm {
   using S = typename B::Scalar;
   NormGeometry geometry{};
   bool relu = false;
+  bool average = false;         ///< y is the mean over the pixels
   bool constant = false;        ///< the statistics are not those of u
   Tensor<B> mean{}, inverse{};  ///< (N, groups), or (C) of a batch
 
@@ -62,7 +63,7 @@ struct AppliedNorm {
   }
 
   NhwcNorm<S> with(const Tensor<B>& weight, const Tensor<B>& bias) const {
-    return {geometry, mean.data(), inverse.data(), weight.data(), bias.data(), relu};
+    return {geometry, mean.data(), inverse.data(), weight.data(), bias.data(), relu, average};
   }
   /// The sinks of weight and bias may be null; so may that of u, for which `masked` stands.
   void vjp(const Tensor<B>& u, const Tensor<B>& weight, const Tensor<B>& bias, const Tensor<B>& y,
@@ -199,11 +200,13 @@ struct ConvNormOptions {
   Index groups = 1;
   Conv2dOptions conv = {};
   bool relu = false;
+  bool average = false;  ///< the mean of y over the pixels, (N, O), takes its place
   double eps = 1e-5;
 };
 struct ConvBatchNormOptions {
   Conv2dOptions conv = {};
   bool relu = false;
+  bool average = false;  ///< the mean of y over the pixels, (N, O), takes its place
   double momentum = 0.1;
   double eps = 1e-5;
 };
@@ -242,9 +245,12 @@ struct ConvNorm {
     const auto k = static_cast<int>(i);
     return k != place[addend] && k != place[residual];
   }
+  /// Where y was rectified shows in u, unless a residual was between.
+  bool needs_output() const { return options.relu && place[residual] >= 0; }
   Tensor<B> forward(std::span<const Tensor<B>> in) {
     check(in);
     norm.relu = options.relu;
+    norm.average = options.average;
     norm.constant = batch && mode == BatchNormMode::evaluate;
     const NhwcConvParts<S> parts{operand(in, bias).data(), operand(in, mask).data(),
                                  operand(in, addend).data()};
@@ -260,7 +266,9 @@ struct ConvNorm {
                              u.data(), norm.new_statistics(eps, variance));
       if (batch) batch->count_in(norm.mean, variance, norm.geometry.count(), momentum);
     }
-    Tensor<B> y = recorded ? Tensor<B>(u.shape()) : u;
+    Tensor<B> y = options.average ? Tensor<B>({u.extent(0), u.extent(3)})
+                  : recorded      ? Tensor<B>(u.shape())
+                                  : u;
     nhwc_normalize(B{}, norm.with(operand(in, scale), operand(in, shift)), u.data(),
                    static_cast<const S*>(operand(in, residual).data()), y.data());
     return y;
@@ -269,10 +277,8 @@ struct ConvNorm {
     const auto grad = [&](std::size_t k) {
       return place[k] < 0 ? Sink<B>() : r.grad[static_cast<std::size_t>(place[k])];
     };
-    // The cotangent of the convolution takes the place of that of y, where nobody else needs it.
     Tensor<B> of_conv;
-    if (grad(x) || grad(w) || grad(bias))
-      of_conv = r.cotangent_is_free && !grad(mask) ? r.cotangent : Tensor<B>(u.shape());
+    if (grad(x) || grad(w) || grad(bias)) of_conv = place_of_conv_cotangent(r, !grad(mask));
     norm.vjp(u, operand(r.input, scale), operand(r.input, shift), r.output, r.cotangent,
              operand(r.input, mask), grad(scale), grad(shift), grad(residual), grad(addend),
              of_conv);
@@ -297,6 +303,12 @@ struct ConvNorm {
  private:
   Tensor<B> operand(std::span<const Tensor<B>> in, std::size_t k) const {
     return place[k] < 0 ? Tensor<B>() : in[static_cast<std::size_t>(place[k])];
+  }
+  /// The cotangent of the convolution takes the place of that of y, where nobody else needs it, or
+  /// of u.
+  Tensor<B> place_of_conv_cotangent(const Reverse<B>& r, bool both_are_done) const {
+    if (both_are_done && r.cotangent_is_free && !options.average) return r.cotangent;
+    return both_are_done && r.for_the_last_time ? u : Tensor<B>(u.shape());
   }
   /// The cotangent of a mask is seldom asked for: the convolution it multiplies is computed again.
   void mask_vjp(const Reverse<B>& r, const Sink<B>& grad) const {
@@ -346,6 +358,7 @@ struct ConvNorm {
                           operand(in, k).shape(), " does not fit the output ", out);
     require<ShapeError>(place[mask] < 0 || operand(in, mask).shape() == Shape{out[0], out[3], 1, 1},
                         name, ": the mask must be (N, O, 1, 1), got ", operand(in, mask).shape());
+    require(!options.average || place[residual] < 0, name, ": an average takes no residual");
     u = Tensor<B>(out);
   }
 };
@@ -369,8 +382,9 @@ V record_conv_norm(Op op, const V& x, const V& w, const ConvNormParts<V>& parts)
 
 /// y = relu(GN((x * w + bias) mask + addend) scale + shift + residual), every part but the
 /// convolution and the normalisation GN (group_norm) optional. x (N, H, W, C), w (O, C, kh, kw); y
-/// (N, H', W', O) as in deq::conv2d. The statistics are taken while the convolution writes; the
-/// rest is one more pass. Throws ShapeError. The bits of a sample do not depend on the others. A
+/// (N, H', W', O) as in deq::conv2d, or its average over the pixels, which then is all that is
+/// written. The statistics are taken while the convolution writes; the rest is one more pass.
+/// Throws ShapeError. The bits of a sample do not depend on the others. A
 /// frozen w is packed once.
 template <TensorLike V>
 V conv_norm(const V& x, const V& w, const ConvNormOptions& options,
@@ -386,13 +400,15 @@ V conv_batch_norm(const V& x, const V& w, BatchNormState<typename V::Backend>& s
                   BatchNormMode mode, const ConvBatchNormOptions& options,
                   const ConvNormParts<V>& parts = {}) {
   using B = typename V::Backend;
-  return detail::record_conv_norm(
-      ConvNorm<B>{{.conv = options.conv, .relu = options.relu, .eps = options.eps},
-                  &state,
-                  mode,
-                  static_cast<typename B::Scalar>(options.momentum),
-                  is_var<V>},
-      x, w, parts);
+  return detail::record_conv_norm(ConvNorm<B>{{.conv = options.conv,
+                                               .relu = options.relu,
+                                               .average = options.average,
+                                               .eps = options.eps},
+                                              &state,
+                                              mode,
+                                              static_cast<typename B::Scalar>(options.momentum),
+                                              is_var<V>},
+                                  x, w, parts);
 }
 
 // --- Resolution --------------------------------------------------------------------------------

@@ -129,8 +129,70 @@ DEQ_INLINE inline Simd<S> rectified(Simd<S> y) {
   return y < zero ? zero : y;
 }
 
+/// What a normalisation does to the vector of channels from c on of sample n, up to the residual.
+template <class S>
+struct NormOfChannels {
+  Simd<S> mean{}, factor{}, bias{};
+
+  NormOfChannels(const NhwcNorm<S>& norm, Index n, Index c) {
+    const NormGeometry& g = norm.geometry;
+    for (Index l = 0; l < std::min(simd_width<S>, g.channels - c); ++l) {
+      mean[l] = norm.mean[g.statistic(n, c + l)];
+      factor[l] = norm.inverse[g.statistic(n, c + l)] * norm.scale(c + l);
+      bias[l] = norm.shift(c + l);
+    }
+  }
+};
+
+/// Sums over the pixels of each sample, to[k] (N, C). Of a vector of channels, terms(sample, first
+/// channel, width) returns a function (pixel, sums) that adds its terms.
+template <std::size_t K, class S, class Terms>
+void sum_over_pixels(const NormGeometry& g, const std::array<S*, K>& to, Terms&& terms) {
+  const Index parts = pixel_pieces(g).parts(), row = static_cast<Index>(K) * g.channels;
+  const Array<Cpu<S>> of_parts(g.samples * parts * row);
+  for_each_pixel_piece(g, [&](Index n, Index part, Index first, Index last) {
+    S* out = of_parts.data() + (n * parts + part) * row;
+    for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
+      const auto add_terms = terms(n, c, width);
+      std::array<Simd<S>, K> sums{};
+      for_each_run<S>(first, last, [&](Index begin, Index end) DEQ_INLINE {
+        std::array<Simd<S>, K> run{};
+        for (Index p = begin; p < end; ++p) add_terms(p, run);
+        for (std::size_t k = 0; k < K; ++k) sums[k] += run[k];
+      });
+      for (std::size_t k = 0; k < K; ++k)
+        store(out + static_cast<Index>(k) * g.channels + c, sums[k], width);
+    });
+  });
+  for (Index n = 0; n < g.samples; ++n)
+    for (std::size_t k = 0; k < K; ++k)
+      for (Index c = 0; c < g.channels; ++c) {
+        const S* of_part =
+            of_parts.data() + n * parts * row + static_cast<Index>(k) * g.channels + c;
+        S sum = 0;
+        for (Index part = 0; part < parts; ++part, of_part += row) sum += *of_part;
+        to[k][n * g.channels + c] = sum;
+      }
+}
+
+/// normalize() of an average.
+template <class S>
+void normalize_average(const NhwcNorm<S>& norm, const S* u, S* y) {
+  const NormGeometry& g = norm.geometry;
+  sum_over_pixels<1, S>(g, {y}, [&](Index n, Index c, auto width) {
+    return [=, &g, of = NormOfChannels<S>(norm, n, c), relu = norm.relu](
+               Index p, std::array<Simd<S>, 1>& sum) DEQ_INLINE {
+      const Simd<S> from_mean = load(u + (n * g.pixels + p) * g.channels + c, width) - of.mean;
+      const Simd<S> v = from_mean * of.factor + of.bias;
+      sum[0] += relu ? rectified<S>(v) : v;
+    };
+  });
+  for (Index i = 0; i < g.samples * g.channels; ++i) y[i] /= static_cast<S>(g.pixels);
+}
+
 template <class S>
 void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
+  if (norm.average) return normalize_average(norm, u, y);
   const NormGeometry& g = norm.geometry;
   for_each_pixel_piece(g, [&](Index n, Index, Index first, Index last) {
     const ChannelTable<S> table(3, g.channels);
@@ -138,7 +200,7 @@ void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
       const Index s = g.statistic(n, c);
       table.row(0)[c] = norm.mean[s];
       table.row(1)[c] = norm.inverse[s] * norm.scale(c);
-      table.row(2)[c] = norm.bias ? norm.bias[c] : S(0);
+      table.row(2)[c] = norm.shift(c);
     }
     table.repeat();
     const Index begin = (n * g.pixels + first) * g.channels, size = (last - first) * g.channels;
@@ -162,55 +224,54 @@ void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
   });
 }
 
-/// d, the cotangent of what the relu was applied to.
+/// d, the cotangent of what the relu was applied to, y its output or that itself.
 template <class S>
 DEQ_INLINE inline Simd<S> before_relu(const Simd<S>& cotangent, const Simd<S>& y) {
   const Simd<S> zero{};
   return y > zero ? cotangent : zero;
 }
 
+/// What tells where the relu let pass what it was given.
+enum class Passed { everywhere, where_y, where_u };
+
+/// pass(which of them, as a constant).
+template <class S, class Pass>
+void by_relu(const NhwcNorm<S>& norm, const S* y, Pass&& pass) {
+  if (!norm.relu)
+    pass(std::integral_constant<Passed, Passed::everywhere>{});
+  else if (y)
+    pass(std::integral_constant<Passed, Passed::where_y>{});
+  else
+    pass(std::integral_constant<Passed, Passed::where_u>{});
+}
+
 /// Sums (N, C) over the pixels of each sample: of d, the cotangent before the relu, and of d (u -
-/// mean) inverse. They are the cotangents of bias and weight before the sum over samples.
+/// mean) inverse. They are the cotangents of bias and weight before the sum over samples. y is null
+/// where there was no residual. The cotangent of an average is (N, C).
 template <class S>
 void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cotangent,
                         S* sums_d, S* sums_du) {
   const NormGeometry& g = norm.geometry;
-  const Index parts = pixel_pieces(g).parts();
-  const Array<Cpu<S>> of_parts(g.samples * parts * 2 * g.channels);
-  for_each_pixel_piece(g, [&](Index n, Index part, Index first, Index last) {
-    S* out = of_parts.data() + (n * parts + part) * 2 * g.channels;
-    for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
-      Simd<S> mean{}, inverse{}, sum_d{}, sum_du{};
-      for (Index l = 0; l < std::min(simd_width<S>, g.channels - c); ++l) {
-        mean[l] = norm.mean[g.statistic(n, c + l)];
-        inverse[l] = norm.inverse[g.statistic(n, c + l)];
-      }
-      for_each_run<S>(first, last, [&](Index begin, Index end) DEQ_INLINE {
-        Simd<S> run_d{}, run_du{};
-        for (Index p = begin; p < end; ++p) {
-          const Index place = (n * g.pixels + p) * g.channels + c;
-          Simd<S> d = load(cotangent + place, width);
-          if (norm.relu) d = before_relu<S>(d, load(y + place, width));
-          run_d += d;
-          run_du += d * (load(u + place, width) - mean);
-        }
-        sum_d += run_d;
-        sum_du += run_du;
-      });
-      store(out + c, sum_d, width);
-      store(out + g.channels + c, sum_du * inverse, width);
+  by_relu(norm, y, [&](auto passed) {
+    sum_over_pixels<2, S>(g, {sums_d, sums_du}, [&](Index n, Index c, auto width) {
+      return [=, &g, of = NormOfChannels<S>(norm, n, c), average = norm.average](
+                 Index p, std::array<Simd<S>, 2>& sums) DEQ_INLINE {
+        const Index place = (n * g.pixels + p) * g.channels + c;
+        const Simd<S> from_mean = load(u + place, width) - of.mean;
+        Simd<S> d = load(cotangent + (average ? n * g.channels + c : place), width);
+        if constexpr (passed == Passed::where_y) d = before_relu<S>(d, load(y + place, width));
+        if constexpr (passed == Passed::where_u)
+          d = before_relu<S>(d, from_mean * of.factor + of.bias);
+        sums[0] += d;
+        sums[1] += d * from_mean;
+      };
     });
   });
+  const S share = norm.share_of_pixel();
   for (Index n = 0; n < g.samples; ++n)
     for (Index c = 0; c < g.channels; ++c) {
-      S d = 0, du = 0;
-      for (Index part = 0; part < parts; ++part) {
-        const S* of_part = of_parts.data() + (n * parts + part) * 2 * g.channels;
-        d += of_part[c];
-        du += of_part[g.channels + c];
-      }
-      sums_d[n * g.channels + c] = d;
-      sums_du[n * g.channels + c] = du;
+      sums_d[n * g.channels + c] *= share;
+      sums_du[n * g.channels + c] *= share * norm.inverse[g.statistic(n, c)];
     }
 }
 
@@ -233,9 +294,9 @@ void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cot
                    NhwcSink<S> of_u, S* masked) {
   const NormGeometry& g = norm.geometry;
   const Index group = g.channels_per_statistic;
-  const S count = static_cast<S>(g.count());
+  const S count = static_cast<S>(g.count()), share = norm.share_of_pixel();
   for_each_pixel_piece(g, [&](Index n, Index, Index first, Index last) {
-    const ChannelTable<S> table(5, g.channels);
+    const ChannelTable<S> table(7, g.channels);
     const Index sums = g.shared ? 0 : n * g.channels;
     for (Index start = 0; start < g.channels; start += group) {
       S mean_e = 0, mean_ev = 0;
@@ -251,25 +312,30 @@ void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cot
         table.row(2)[c] = inverse * mean_e;
         table.row(3)[c] = inverse * inverse * mean_ev;
         table.row(4)[c] = mask ? mask[n * g.channels + c] : S(1);
+        table.row(5)[c] = norm.shift(c);
+        table.row(6)[c] = norm.average ? cotangent[n * g.channels + c] * share : S(0);
       }
     }
     table.repeat();
     const Index begin = (n * g.pixels + first) * g.channels, size = (last - first) * g.channels;
     const S *const mean = table.row(0), *const of_d = table.row(1), *const offset = table.row(2),
-                   *const of_u_less_mean = table.row(3), *const of_mask = table.row(4);
-    const auto pass = [&](auto with_relu) {
+                   *const of_from_mean = table.row(3), *const of_mask = table.row(4),
+                   *const bias = table.row(5), *const of_average = table.row(6);
+    by_relu(norm, y, [&](auto passed) {
       table.for_each_vector(size, [&](Index i, Index c, auto width) DEQ_INLINE {
         const Index place = begin + i;
-        Simd<S> d = load(cotangent + place, width);
-        if constexpr (with_relu) d = before_relu<S>(d, load(y + place, width));
-        const Simd<S> du = d * load(of_d + c) - load(offset + c) -
-                           (load(u + place, width) - load(mean + c)) * load(of_u_less_mean + c);
+        const Simd<S> from_mean = load(u + place, width) - load(mean + c);
+        Simd<S> d = load(norm.average ? of_average + c : cotangent + place, width);
+        if constexpr (passed == Passed::where_y) d = before_relu<S>(d, load(y + place, width));
+        if constexpr (passed == Passed::where_u)
+          d = before_relu<S>(d, from_mean * load(of_d + c) + load(bias + c));
+        const Simd<S> du =
+            d * load(of_d + c) - load(offset + c) - from_mean * load(of_from_mean + c);
         put(of_residual, place, d, width);
         put(of_u, place, du, width);
         if (masked) store(masked + place, du * load(of_mask + c), width);
       });
-    };
-    norm.relu ? pass(std::true_type{}) : pass(std::false_type{});
+    });
   });
 }
 

@@ -42,15 +42,6 @@ DEQ_INLINE inline Simd<S> load_as(const T* from) {
   }
 }
 
-template <class S>
-inline S sum(const Simd<S>& r) {
-  S part[simd_width<S>];
-  store(part, r);
-  for (Index half = simd_width<S> / 2; half > 0; half /= 2)
-    for (Index l = 0; l < half; ++l) part[l] += part[l + half];
-  return part[0];
-}
-
 /// out_v += h_v . x for N vectors at h, h + stride, ... A product has the same bits whatever N is.
 template <int N, class T, class S>
 inline void add_dots(const T* h, Index stride, const S* x, Index n, S* out) {
@@ -69,10 +60,10 @@ inline void add_dots(const T* h, Index stride, const S* x, Index n, S* out) {
     unroll<N>([&](auto v) DEQ_INLINE { low[v] += load_as<S>(h + v * stride + i) * x0; });
     i += w;
   }
-  S rest[N] = {};
+  unroll<N>([&](auto v) DEQ_INLINE { low[v] += high[v]; });
+  add_sums<S>(low, out);
   for (; i < n; ++i)
-    unroll<N>([&](auto v) DEQ_INLINE { rest[v] += static_cast<S>(h[v * stride + i]) * x[i]; });
-  unroll<N>([&](auto v) DEQ_INLINE { out[v] += sum<S>(low[v] + high[v]) + rest[v]; });
+    unroll<N>([&](auto v) DEQ_INLINE { out[v] += static_cast<S>(h[v * stride + i]) * x[i]; });
 }
 
 /// y += sum_v c_v h_v for N vectors, in the order of v.

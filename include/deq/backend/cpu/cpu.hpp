@@ -124,7 +124,7 @@ struct Cpu : HostWork {
   template <class T>
   static void combine(Samples a, BasisView<T> h, const Index* rank, const S* coefficient, S alpha,
                       ConstView x, View y) {
-    over(a, h.dim, h.dim * (h.capacity + 1), [=](Index s, Index, Index from, Index count) {
+    const auto add_to_chunk = [=](Index s, Index, Index from, Index count) {
       detail::in_panels(from, count, [&](Index first, Index n) {
         S* ys = y.col(s) + first;
         const S* xs = x.col(s) + first;
@@ -133,7 +133,8 @@ struct Cpu : HostWork {
         detail::add_combination(BasisView<const T>(h), s, rank[s], first, n,
                                 coefficient + s * h.capacity, ys);
       });
-    });
+    };
+    over(a, h.dim, h.dim * (h.capacity + 1), add_to_chunk, Direction::backward);
   }
   template <class T>
   static void extend(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
@@ -161,7 +162,7 @@ struct Cpu : HostWork {
             *sum += detail::dot(y, y, n);
           });
         },
-        [=](Index s, const S* sum) { squared[s] = *sum; });
+        [=](Index s, const S* sum) { squared[s] = *sum; }, Direction::backward);
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
     over(a, h.dim, h.dim, [=](Index s, Index, Index first, Index n) {
@@ -242,15 +243,21 @@ struct Cpu : HostWork {
   static constexpr Index chunk = 4096;
   static Index chunks(Index dim) { return std::max<Index>(1, (dim + chunk - 1) / chunk); }
 
+  /// In which order a pass takes the chunks of a sample. Backward, what the forward pass before it
+  /// has read last is still in a near cache.
+  enum class Direction { forward, backward };
+
   /// body(sample, position, first, n) for the numbers [first, first + n) of the active samples, in
   /// chunks; shared by the team when it is worth waking, `work` being the numbers read a sample.
   template <class Body>
-  static void over(Samples a, Index dim, Index work, Body&& body) {
+  static void over(Samples a, Index dim, Index work, Body&& body,
+                   Direction direction = Direction::forward) {
     const Index parts = chunks(dim);
     parallel_for(
         a.count * parts,
         [&](Index i) {
-          const Index j = i / parts, first = i % parts * chunk;
+          const Index j = i / parts, part = i % parts;
+          const Index first = (direction == Direction::forward ? part : parts - 1 - part) * chunk;
           body(a[j], j, first, std::min(chunk, dim - first));
         },
         a.count * work < 32768);
@@ -258,8 +265,8 @@ struct Cpu : HostWork {
   /// The same for `count` sums a sample: body(sample, position, first, n, sums) adds to those of a
   /// chunk, which are added up in order, for finish(sample, sums).
   template <class Body, class Finish>
-  static void sums_over(Samples a, Index dim, Index work, Index count, Body&& body,
-                        Finish&& finish) {
+  static void sums_over(Samples a, Index dim, Index work, Index count, Body&& body, Finish&& finish,
+                        Direction direction = Direction::forward) {
     const Index parts = chunks(dim);
     constexpr Index few = 128;
     if (parts == 1 && count <= few)
@@ -271,11 +278,14 @@ struct Cpu : HostWork {
       });
     const Array<Cpu> memory(a.count * parts * count);
     S* const sums = memory.data();
-    over(a, dim, work, [&](Index s, Index j, Index first, Index n) {
-      S* const own = sums + (j * parts + first / chunk) * count;
-      std::fill_n(own, count, S(0));
-      body(s, j, first, n, own);
-    });
+    over(
+        a, dim, work,
+        [&](Index s, Index j, Index first, Index n) {
+          S* const own = sums + (j * parts + first / chunk) * count;
+          std::fill_n(own, count, S(0));
+          body(s, j, first, n, own);
+        },
+        direction);
     for (Index j = 0; j < a.count; ++j) {
       S* const total = sums + j * parts * count;
       for (Index part = 1; part < parts; ++part)

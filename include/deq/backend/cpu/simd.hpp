@@ -152,7 +152,7 @@ DEQ_INLINE inline Simd<S> broadcast_pair(const S* p) {
   std::memcpy(&v, &wide, sizeof v);
   return v;
 }
-/// Every two neighbours of p and q added, the sums from p and from q two by two within 128 bits.
+/// Every two neighbours of p and q added, the sums from p and from q two by two.
 template <class S>
 DEQ_INLINE inline Simd<S> fold(const Simd<S>& p, const Simd<S>& q) {
 #ifdef __CUDACC__
@@ -187,6 +187,38 @@ DEQ_INLINE inline Simd<S> first_halves(const Simd<S>& v) {
   }
   (std::make_integer_sequence<int, simd_width<S>>{});
 #endif
+}
+
+/// v[k], v[k + 1], ..., and then what was before.
+template <int k, class S>
+DEQ_INLINE inline Simd<S> turned(const Simd<S>& v) {
+#ifdef __CUDACC__
+  constexpr int n = static_cast<int>(simd_width<S>);
+  Simd<S> w{};
+  for (int i = 0; i < n; ++i) w[i] = v[(i + k) % n];
+  return w;
+#else
+  return [&]<int... I>(std::integer_sequence<int, I...>) DEQ_INLINE {
+    return __builtin_shufflevector(v, v, ((I + k) % sizeof...(I))...);
+  }
+  (std::make_integer_sequence<int, simd_width<S>>{});
+#endif
+}
+/// sums[v] += the sum of r[v], for one to four vectors; of the same bits, however many they are.
+template <class S, int N>
+DEQ_INLINE inline void add_sums(const Simd<S> (&r)[N], S* sums) {
+  static_assert(N >= 1 && N <= 4);
+  constexpr int n = static_cast<int>(simd_width<S>);
+  if constexpr (n < 4) {
+    for (int v = 0; v < N; ++v)
+      for (int l = 0; l < n; ++l) sums[v] += r[v][l];
+  } else {
+    constexpr int second = N > 1 ? 1 : 0, third = N > 2 ? 2 : 0;
+    Simd<S> fours = fold<S>(fold<S>(r[0], r[second]), fold<S>(r[third], r[N - 1]));
+    if constexpr (n >= 16) fours += turned<8, S>(fours);
+    if constexpr (n >= 8) fours += turned<4, S>(fours);
+    for (int v = 0; v < N; ++v) sums[v] += fours[v];
+  }
 }
 
 /// Has v in a register from here on. g++ otherwise reads a vector from memory again at every use,

@@ -115,12 +115,12 @@ struct Block {
       });
     }
   }
-  /// Adds the block to a matrix in memory, whose rows are `step` apart.
-  DEQ_INLINE void add_to(S* y, Index step) const {
+  /// Writes the block to a matrix in memory, whose rows are `step` apart, or adds it to that.
+  DEQ_INLINE void write_to(S* y, Index step, bool accumulate) const {
     unroll<R>([&](auto r) DEQ_INLINE {
       unroll<V>([&](auto v) DEQ_INLINE {
         S* to = y + r * step + v * simd_width<S>;
-        store(to, load(to) + sum[r][v]);
+        store(to, accumulate ? load(to) + sum[r][v] : sum[r][v]);
       });
     });
   }

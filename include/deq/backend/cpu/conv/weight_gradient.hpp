@@ -41,31 +41,33 @@ void add_strip(const Conv2dGeometry& g, Index tap, Index first_line, Index last_
     block.add_outer(a, g.stride * g.in_channels, b, g.out_channels, columns.last - columns.first,
                     last_width);
   }
-  block.add_to(sum, width);
+  block.write_to(sum, width, true);
 }
 
-/// dw (+)= sum over the samples, for any convolution. The team shares blocks of channels of a size
-/// that depends on nothing else, each of which goes through the samples in order: one order of
-/// summation for any number of threads.
+/// dw (+)= sum over the samples, for any convolution. The team shares blocks of channels and, where
+/// those are few, parts of the samples; what they are depends on extents alone, and the sums of the
+/// parts are added in order: one order of summation for any number of threads.
 template <class S>
 void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
                             bool accumulate) {
-  const Index taps = g.kernel_size();
+  const Index taps = g.kernel_size(), size = packed_size<S>(g.in_channels, g.out_channels, taps);
   const Panels<S> panels(g.out_channels);
-  Array<Cpu<S>> packed(packed_size<S>(g.in_channels, g.out_channels, taps));
-  std::fill_n(packed.data(), packed.size(), S(0));
-
   // A strip of the cotangent's panel stays in the first-level cache for all taps and rows.
   const Index strip = std::max<Index>(1, 192 / std::max<Index>(1, g.out_width()));
   const Index rows = taps == 1 ? 4 * max_outer_rows : max_outer_rows;
-  const Index row_blocks = (g.in_channels + rows - 1) / rows;
-  parallel_for(panels.count() * row_blocks, [&](Index task) {
-    const Index p = task / row_blocks, first = task % row_blocks * rows;
-    const Index channel = panels.first_channel(p);
+  const Index row_blocks = (g.in_channels + rows - 1) / rows, blocks = panels.count() * row_blocks;
+  constexpr Index enough = 8;
+  const Index parts =
+      std::clamp<Index>(enough / std::max<Index>(blocks, 1), 1, std::max<Index>(g.samples, 1));
+  const Array<Cpu<S>> packed(parts * size);
+  std::fill_n(packed.data(), packed.size(), S(0));
+  parallel_for(parts * blocks, [&](Index task) {
+    const Index part = task / blocks, p = task % blocks / row_blocks;
+    const Index first = task % row_blocks * rows, channel = panels.first_channel(p);
     const auto whole_task = [&](auto v, auto last_width) {
       constexpr Index width = v * simd_width<S>;
-      S* sums = packed.data() + channel * taps * g.in_channels;
-      for (Index n = 0; n < g.samples; ++n)
+      S* sums = packed.data() + part * size + channel * taps * g.in_channels;
+      for (Index n = part * g.samples / parts; n < (part + 1) * g.samples / parts; ++n)
         for (Index line = 0; line < g.out_height(); line += strip)
           for_each_block<v, max_outer_rows>(
               std::min(rows, g.in_channels - first), [&](auto r, Index row) {
@@ -81,6 +83,8 @@ void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S*
                     [&](auto last_width) { whole_task(v, last_width); });
     });
   });
+  for (Index part = 1; part < parts; ++part)
+    for (Index i = 0; i < size; ++i) packed.data()[i] += packed.data()[part * size + i];
   unpack_taps(g.in_channels, g.out_channels, taps, packed.data(), dw, accumulate);
 }
 
@@ -110,13 +114,13 @@ void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, 
   constexpr int points = Winograd<M>::tile * Winograd<M>::tile;
   const Tiles<M> tiles(g);
   const Panels<S> panels(g.out_channels);
-  Array<Cpu<S>> packed(packed_size<S>(g.in_channels, g.out_channels, points));
-  std::fill_n(packed.data(), packed.size(), S(0));
+  const Array<Cpu<S>> packed(packed_size<S>(g.in_channels, g.out_channels, points));
   const Array<Cpu<S>> zeros(std::max(g.in_channels, g.out_channels));
   std::fill_n(zeros.data(), zeros.size(), S(0));
 
   // So many that reading the sums again for every group of tiles costs little.
   const Index all = g.samples * tiles.count(), together = std::min<Index>(all, 64);
+  if (all == 0) std::fill_n(packed.data(), packed.size(), S(0));  // the sum of nothing
   const TransformedTiles<S> input(points, together, g.in_channels);
   const TransformedTiles<S> cotangent(points, together, panels.vectors * simd_width<S>);
   for (Index first = 0; first < all; first += together) {
@@ -143,7 +147,7 @@ void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, 
             block.add_outer(input.at(point, 0) + row, input.step(),
                             cotangent.at(point, 0) + panels.first_channel(p), cotangent.step(),
                             count, Whole{});
-            block.add_to(sums + row * width, width);
+            block.write_to(sums + row * width, width, first > 0);
           });
         });
     });

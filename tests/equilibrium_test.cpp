@@ -203,6 +203,58 @@ TEST_CASE("results have the same bits for any number of threads, and repeat with
   set_num_threads(threads);
 }
 
+TEST_CASE("solve_and_apply is solve and apply, and saves an evaluation where it can") {
+  const Setup s;
+  const int threads = num_threads();
+  set_num_threads(1);
+  int evaluations = 0;
+  const auto f = [&](const auto& z, const auto& x, const auto& W, const auto& b) {
+    ++evaluations;
+    return affine_tanh(z, x, W, b);
+  };
+  // Evaluations of f that apply costs, and those that solve_and_apply costs beyond solve.
+  const auto costs = [&](auto solver, Index block) {
+    auto layer = equilibrium(f, solver, Jfb{});
+    layer.schedule.block = block;
+    const auto counted = [&](auto work) {
+      const int before = evaluations;
+      work();
+      return evaluations - before;
+    };
+    auto eq = layer.solve(s.z0, inputs(s.x), params(s.W, s.b));
+    T apart, at_once;
+    const int solve = counted([&] { layer.solve(s.z0, inputs(s.x), params(s.W, s.b), eq); });
+    const int apply = counted([&] { apart = layer.apply(eq); });
+    const T z = eq.z.clone();
+    const int both =
+        counted([&] { at_once = layer.solve_and_apply(s.z0, inputs(s.x), params(s.W, s.b), eq); });
+    CHECK(same_bits(at_once, apart));
+    CHECK(same_bits(eq.z, z));
+    return std::array{apply, both - solve};
+  };
+  using Costs = std::array<int, 2>;
+  const Stopping budget{.max_iterations = 4, .relative_tolerance = 0};
+  const Stopping tolerance{.relative_tolerance = 1e-8};
+  const Index n = s.z0.extent(0);
+  CHECK(costs(FixedPoint{budget}, n) == Costs{1, 0});
+  CHECK(costs(Anderson{budget}, n) == Costs{1, 0});
+  CHECK(costs(Broyden<StepsOnly>{budget}, 1) == Costs{static_cast<int>(n), 0});
+  CHECK(costs(Broyden<>{tolerance}, 1) == Costs{static_cast<int>(n), 0});
+  // Some have left before the last evaluation; a line search evaluates f elsewhere as well.
+  CHECK(costs(Broyden<>{tolerance}, n) == Costs{1, 1});
+  CHECK(costs(Broyden<Pairs, Armijo>{budget}, n) == Costs{1, 1});
+  // The last iterate is not the best one.
+  const auto worse = [](const auto& z) { return scale(square(z), 1.5); };
+  auto layer =
+      equilibrium(worse, FixedPoint{{.max_iterations = 3, .relative_tolerance = 0}}, Jfb{});
+  const T start({1, 2}, 0.9);
+  auto eq = layer.solve(start);
+  const T applied = layer.solve_and_apply(start, no_inputs<T>(), no_params<T>(), eq);
+  CHECK(eq.report.samples[0].best_iteration < eq.report.samples[0].iterations);
+  CHECK(same_bits(applied, layer.apply(eq)));
+  set_num_threads(threads);
+}
+
 TEST_CASE("a layer keeps no tensor of a pass that is over") {
   const Setup s;
   auto layer = tight_layer(Gdeq{});

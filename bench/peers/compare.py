@@ -18,7 +18,8 @@ OURS = HERE.parent.parent / "build/bench/bench/compare_cases"
 
 # Case, and the largest relative difference of the norms that both sides report. In a case named
 # ..._compact we keep the steps as bfloat16, which PyTorch, whose products would have to be in
-# bfloat16 as well, does not.
+# bfloat16 as well, does not. Its spacing is 8e-3, and the solve of an untrained LARGE, which has not
+# converged, hands the rounding on: two orders of summation were 1.5e-3 and 3.1e-3 from the peer.
 CASES = {
     "tiny_step_gdeq": 1e-3,
     "tiny_step_gdeq_compact": 1e-3,
@@ -26,7 +27,7 @@ CASES = {
     "tiny_step_jfb": 1e-3,
     "tiny_step_npg": 1e-3,
     "large_step_gdeq": 1e-3,
-    "large_step_gdeq_compact": 3e-3,
+    "large_step_gdeq_compact": 8e-3,
     "tiny_inference_1": 1e-3,
     "tiny_inference_32": 1e-3,
     "tiny_f_32": 1e-4,

@@ -91,6 +91,10 @@ template <class P>
 inline constexpr bool unrolls = requires {
   P::unrolls;
 };
+template <class Solver>
+inline constexpr bool judges_last = requires {
+  requires Solver::judges_last;
+};
 
 }  // namespace detail
 
@@ -205,50 +209,31 @@ class Equilibrium {
   template <Backend B, std::size_t NX, std::size_t NP>
   void solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
              const Params<Tensor<B>, NP>& theta, Solution<B, NX, NP>& solution) {
-    static_assert(detail::callable<F, Tensor<B>, NX, NP>,
-                  "deq: f must take z, then every input, then every parameter as tensors of one "
-                  "backend, and return a tensor");
-    static_assert(
-        SolverFor<Solver, TapedMap<B, F, NX, NP>>,
-        "deq: Equilibrium needs a solver for any f: Broyden, Anderson or FixedPoint (Gmres "
-        "is for affine maps, as in Implicit<Gmres>)");
-    static_assert(
-        !Policy::needs_inverse || LeavesInverse<Solver, B>,
-        "deq: Gdeq needs the inverse Jacobian of the forward solve, and this solver leaves "
-        "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
+    check_solve<B, NX, NP>();
     begin(z0, x, theta, solution);
-    auto& pool = workspaces<B, NX, NP>();
-    parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
-      typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
-      auto& ws = *loan;
-      auto& block = solution.blocks_[static_cast<std::size_t>(b)];
-      bind(ws, solution, block);
-      solve_block(ws, solution.z.batch().columns(block.first, block.count), block);
-      B::when_done([&report = solution.report, &of_block = ws.report(), first = block.first] {
-        std::copy(of_block.samples.begin(), of_block.samples.end(), report.samples.begin() + first);
-        for (const auto trace : {&SolveReport::relative_trace, &SolveReport::absolute_trace})
-          std::copy((of_block.*trace).begin(), (of_block.*trace).end(),
-                    (report.*trace).begin() + first);
-      });
-      ws.map.release();
-    });
+    for_each_block(solution, [&](auto& ws, auto& block) { solve_block(ws, solution, block); });
   }
 
   /// f(z*, x, theta): one application more. Its gradient is that of z*, so that `gradient` serves
   /// both; the original MDEQ trains on it.
   template <Backend B, std::size_t NX, std::size_t NP>
   Tensor<B> apply(const Solution<B, NX, NP>& solution) {
-    Tensor<B> out(solution.z.shape());
-    auto& pool = workspaces<B, NX, NP>();
-    parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
-      typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
-      auto& ws = *loan;
-      const auto& block = solution.blocks_[static_cast<std::size_t>(b)];
-      bind(ws, solution, block);
-      ws.map.evaluate(ws.everybody(block.count),
-                      solution.z.batch().columns(block.first, block.count),
-                      out.batch().columns(block.first, block.count));
-      ws.map.release();
+    const Tensor<B> out(solution.z.shape());
+    for_each_block(solution,
+                   [&](auto& ws, const auto& block) { apply_block(ws, solution, block, out); });
+    return out;
+  }
+  /// `solve` and `apply` at once. The application costs nothing for a block of samples of which the
+  /// solver's last evaluations of f were at their z*.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  Tensor<B> solve_and_apply(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
+                            const Params<Tensor<B>, NP>& theta, Solution<B, NX, NP>& solution) {
+    check_solve<B, NX, NP>();
+    begin(z0, x, theta, solution);
+    const Tensor<B> out(solution.z.shape());
+    for_each_block(solution, [&](auto& ws, auto& block) {
+      solve_block(ws, solution, block);
+      if (!take_last_value(ws, block, out)) apply_block(ws, solution, block, out);
     });
     return out;
   }
@@ -321,6 +306,22 @@ class Equilibrium {
   }
 
  private:
+  /// The entrance of every solve.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  static constexpr void check_solve() {
+    static_assert(detail::callable<F, Tensor<B>, NX, NP>,
+                  "deq: f must take z, then every input, then every parameter as tensors of one "
+                  "backend, and return a tensor");
+    static_assert(
+        SolverFor<Solver, TapedMap<B, F, NX, NP>>,
+        "deq: Equilibrium needs a solver for any f: Broyden, Anderson or FixedPoint (Gmres "
+        "is for affine maps, as in Implicit<Gmres>)");
+    static_assert(
+        !Policy::needs_inverse || LeavesInverse<Solver, B>,
+        "deq: Gdeq needs the inverse Jacobian of the forward solve, and this solver leaves "
+        "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
+  }
+
   template <Backend B, std::size_t NX, std::size_t NP>
   struct Workspace {
     TapedMap<B, F, NX, NP> map;
@@ -383,8 +384,51 @@ class Equilibrium {
     ws.x_rows.clear();
   }
 
+  /// work(workspace, block) for all blocks, the workspace's map bound to the block meanwhile.
+  template <class Sol, class Work>
+  void for_each_block(Sol& solution, Work work) {
+    auto& pool = workspaces_of(solution);
+    parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
+      typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
+      auto& block = solution.blocks_[static_cast<std::size_t>(b)];
+      bind(*loan, solution, block);
+      work(*loan, block);
+      (*loan).map.release();
+    });
+  }
+
+  template <class Ws, class Sol, class Block>
+  void solve_block(Ws& ws, Sol& solution, Block& block) {
+    using B = typename decltype(ws.map)::Backend;
+    find_state(ws, solution.z.batch().columns(block.first, block.count), block);
+    B::when_done([&report = solution.report, &of_block = ws.report(), first = block.first] {
+      std::copy(of_block.samples.begin(), of_block.samples.end(), report.samples.begin() + first);
+      for (const auto trace : {&SolveReport::relative_trace, &SolveReport::absolute_trace})
+        std::copy((of_block.*trace).begin(), (of_block.*trace).end(),
+                  (report.*trace).begin() + first);
+    });
+  }
+
+  template <class Ws, class Sol, class Block, Backend B>
+  void apply_block(Ws& ws, const Sol& solution, const Block& block, const Tensor<B>& out) {
+    ws.map.evaluate(ws.everybody(block.count), solution.z.batch().columns(block.first, block.count),
+                    out.batch().columns(block.first, block.count));
+  }
+  /// The same from what the map has been asked for last, if that was f(z*) of the whole block.
+  template <class Ws, class Block, Backend B>
+  bool take_last_value(Ws& ws, const Block& block, const Tensor<B>& out) {
+    if constexpr (!B::whole_batches && !detail::unrolls<Policy> && detail::judges_last<Solver>) {
+      const auto& samples = ws.report().samples;
+      const bool at_best = std::all_of(
+          samples.begin(), samples.end(),
+          [](const SampleReport& sample) { return sample.best_iteration == sample.iterations; });
+      return at_best && ws.map.copy_last_value(out.batch().columns(block.first, block.count));
+    }
+    return false;
+  }
+
   template <class Ws, class View, class Block>
-  void solve_block(Ws& ws, View z, Block& block) {
+  void find_state(Ws& ws, View z, Block& block) {
     if constexpr (detail::unrolls<Policy>) {
       unroll(ws, z);
     } else if constexpr (Policy::needs_inverse) {
@@ -463,6 +507,10 @@ class Equilibrium {
     elementwise(B{}, to.size(), std::plus<S>{}, to.data(), to.data(), from.data());
   }
 
+  template <Backend B, std::size_t NX, std::size_t NP>
+  auto& workspaces_of(const Solution<B, NX, NP>&) {
+    return workspaces<B, NX, NP>();
+  }
   /// The workspaces for one kind of arguments; they live as long as the layer.
   template <Backend B, std::size_t NX, std::size_t NP>
   detail::LendingPool<Workspace<B, NX, NP>>& workspaces() {

@@ -51,12 +51,16 @@ Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<Var<B>
   for (const Var<B>& v : theta.list) values.push_back(v.value());
   const std::span<const Tensor<B>> all(values);
   const std::size_t split = x.list.size();
-  layer.solve(z0, detail::from_span<Inputs<Tensor<B>, NX>>(all.first(split)),
-              detail::from_span<Params<Tensor<B>, NP>>(all.subspan(split)), solution);
+  const auto of_x = detail::from_span<Inputs<Tensor<B>, NX>>(all.first(split));
+  const auto of_theta = detail::from_span<Params<Tensor<B>, NP>>(all.subspan(split));
+  const auto find = [&] {
+    if (output == Output::applied) return layer.solve_and_apply(z0, of_x, of_theta, solution);
+    layer.solve(z0, of_x, of_theta, solution);
+    return solution.z;
+  };
+  detail::EquilibriumOperation<Layer, Solution, B> operation{&layer, &solution, split, find()};
   PoolVector<Var<B>> arguments(x.list.begin(), x.list.end());
   arguments.insert(arguments.end(), theta.list.begin(), theta.list.end());
-  detail::EquilibriumOperation<Layer, Solution, B> operation{
-      &layer, &solution, split, output == Output::state ? solution.z : layer.apply(solution)};
   return record_list(std::move(operation), std::span<const Var<B>>(arguments));
 }
 

@@ -54,6 +54,13 @@ class TapedMap {
     return {value_.data(), z.dim, z.count};
   }
 
+  /// Copies what the last call has put there, if that was f of as many samples as `out` has.
+  bool copy_last_value(BatchView<S> out) const {
+    if (!value_ || value_.extent(0) != out.count) return false;
+    B::copy_bytes(out.data, value_.data(), static_cast<std::size_t>(out.size()) * sizeof(S));
+    return true;
+  }
+
   /// Records f once at z, for the whole block; the recording stays valid until the next one.
   TapedMap& linearize(BatchView<const S> z) { return record(z, 1); }
 

@@ -25,6 +25,8 @@ namespace deq {
 /// Cost: one evaluation of f and about eight passes over n D numbers a step. Memory: 2 m D numbers
 /// a sample, and 7 D.
 struct Anderson {
+  static constexpr bool judges_last = true;
+
   Stopping stopping = {};
   Index memory = 6;               ///< m, differences kept
   double beta = 1;                ///< mixing

@@ -27,6 +27,8 @@ struct Broyden {
   static_assert(!(Storage::needs_unit_steps && !std::is_same_v<LineSearch, FullStep>),
                 "deq: StepsOnly keeps unit steps: use Broyden<Pairs, Armijo> for a line search");
 
+  static constexpr bool judges_last = std::is_same_v<LineSearch, FullStep>;
+
   Stopping stopping = {};
   Index memory = 20;  ///< m, updates kept
   WhenFull when_full = Storage::default_when_full;

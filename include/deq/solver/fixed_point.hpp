@@ -11,6 +11,8 @@ namespace deq {
 ///
 /// Cost: one evaluation of f and one pass over z a step. Leaves no inverse behind.
 struct FixedPoint {
+  static constexpr bool judges_last = true;
+
   Stopping stopping = {};
   double damping = 1;
 

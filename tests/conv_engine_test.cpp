@@ -2,6 +2,7 @@
 // deq/backend/cpu/conv: the algorithms against each other, and how well they round
 #include <array>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -210,6 +211,46 @@ TEST_CASE("Moments put together from parts are those of the whole") {
       CHECK(part[static_cast<std::size_t>(1 + c)] == doctest::Approx(mean + m).epsilon(1e-14));
       CHECK(part[static_cast<std::size_t>(1 + width + c)] ==
             doctest::Approx(squares).epsilon(1e-8));
+    }
+  }
+}
+
+TEST_CASE("The weight gradient of no samples is zero, or adds nothing") {
+  using engine::ConvAlgorithm;
+  for (const auto algorithm :
+       {ConvAlgorithm::direct, ConvAlgorithm::winograd2, ConvAlgorithm::winograd4}) {
+    CAPTURE(static_cast<int>(algorithm));
+    const Conv2dGeometry g{0, 9, 6, 6, 12, 3, 3, 1, 1};
+    // Computed once over 0.5 and once more added to that.
+    for (const double dw : weight_gradient<double>(g, algorithm, {}, {})) CHECK(dw == 0);
+  }
+}
+
+TEST_CASE_TEMPLATE("A dot product has the same bits whoever is computed beside it", S, float,
+                   double) {
+  for (const Index n : {1, 7, 16, 40, 95, 512}) {
+    CAPTURE(n);
+    const auto h = random_values<S>(4 * n, 1), x = random_values<S>(n, 2);
+    std::array<S, 4> one{}, two{}, three{}, four{};
+    for (std::size_t v = 0; v < 4; ++v)
+      engine::add_dots<1>(h.data() + static_cast<Index>(v) * n, n, x.data(), n, &one[v]);
+    engine::add_dots<2>(h.data(), n, x.data(), n, two.data());
+    engine::add_dots<3>(h.data(), n, x.data(), n, three.data());
+    engine::add_dots<4>(h.data(), n, x.data(), n, four.data());
+    for (std::size_t v = 0; v < 4; ++v) {
+      if (v < 2) CHECK(two[v] == one[v]);
+      if (v < 3) CHECK(three[v] == one[v]);
+      CHECK(four[v] == one[v]);
+      double exact = 0, size = 0;
+      for (Index i = 0; i < n; ++i) {
+        const double term =
+            static_cast<double>(h[v * static_cast<std::size_t>(n) + static_cast<std::size_t>(i)]) *
+            static_cast<double>(x[static_cast<std::size_t>(i)]);
+        exact += term;
+        size += std::abs(term);
+      }
+      CHECK(std::abs(static_cast<double>(one[v]) - exact) <=
+            16 * static_cast<double>(std::numeric_limits<S>::epsilon()) * size);
     }
   }
 }

@@ -27,7 +27,7 @@ CASES = {
     "tiny_step_jfb": 1e-3,
     "tiny_step_npg": 1e-3,
     "large_step_gdeq": 1e-3,
-    "large_step_gdeq_compact": 8e-3,
+    "large_step_gdeq_compact": 4e-3,
     "tiny_inference_1": 1e-3,
     "tiny_inference_32": 1e-3,
     "tiny_f_32": 1e-4,

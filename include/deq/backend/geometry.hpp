@@ -97,6 +97,11 @@ struct NhwcNorm {
 
   DEQ_HOST_DEVICE S scale(Index channel) const { return weight ? weight[channel] : S(1); }
   DEQ_HOST_DEVICE S shift(Index channel) const { return bias ? bias[channel] : S(0); }
+  /// Before the residual y is (u - mean) factor + shift; where that is positive, forward and
+  /// backward have to agree.
+  DEQ_HOST_DEVICE S factor(Index statistic, Index channel) const {
+    return inverse[statistic] * scale(channel);
+  }
   /// Of what a pixel is worth, in y.
   DEQ_HOST_DEVICE S share_of_pixel() const {
     return average ? 1 / static_cast<S>(geometry.pixels) : S(1);

@@ -277,31 +277,27 @@ class Equilibrium {
     if (solution.blocks_.empty())  // no samples, no gradient
       for (const Tensor<B>& p : params)
         if (p) B::fill(p.data(), p.size(), 0);
-    auto& pool = workspaces<B, NX, NP>();
     detail::InOrder order;
     parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
       detail::InOrder::Turn turn(order, b);
-      typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
-      auto& ws = *loan;
-      const auto& block = solution.blocks_[static_cast<std::size_t>(b)];
-      bind(ws, solution, block);
-      const auto w = adjoint_of_block(ws, solution, block, h, adjoint, report);
+      with_block(solution, b, [&](auto& ws, const auto& block) {
+        const auto w = adjoint_of_block(ws, solution, block, h, adjoint, report);
 
-      ws.x_grad.clear();
-      for (const Tensor<B>& x : inputs)
-        ws.x_grad.push_back(x ? x.rows(block.first, block.count) : Tensor<B>());
-      // The first block's parameter gradients go straight to their place, the others are added.
-      ws.theta_grad.clear();
-      for (const Tensor<B>& p : params)
-        ws.theta_grad.push_back(b == 0 || !p ? p : Tensor<B>(p.shape()));
-      ws.map.pull_back(w, ws.x_grad, ws.theta_grad);
-      turn.wait();
-      if (b > 0)
-        for (std::size_t i = 0; i < params.size(); ++i)
-          if (params[i]) add(ws.theta_grad[i], params[i]);
-      ws.x_grad.clear();
-      ws.theta_grad.clear();
-      ws.map.release();
+        ws.x_grad.clear();
+        for (const Tensor<B>& x : inputs)
+          ws.x_grad.push_back(x ? x.rows(block.first, block.count) : Tensor<B>());
+        // The first block's parameter gradients go straight to their place, the others are added.
+        ws.theta_grad.clear();
+        for (const Tensor<B>& p : params)
+          ws.theta_grad.push_back(b == 0 || !p ? p : Tensor<B>(p.shape()));
+        ws.map.pull_back(w, ws.x_grad, ws.theta_grad);
+        turn.wait();
+        if (b > 0)
+          for (std::size_t i = 0; i < params.size(); ++i)
+            if (params[i]) add(ws.theta_grad[i], params[i]);
+        ws.x_grad.clear();
+        ws.theta_grad.clear();
+      });
     });
   }
 
@@ -384,17 +380,24 @@ class Equilibrium {
     ws.x_rows.clear();
   }
 
-  /// work(workspace, block) for all blocks, the workspace's map bound to the block meanwhile.
+  /// work(workspace, block) for block b, the workspace's map bound to it meanwhile.
+  template <class Sol, class Work>
+  void with_block(Sol& solution, Index b, Work&& work) {
+    auto& pool = workspaces_of(solution);
+    typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
+    auto& ws = *loan;
+    struct Release {
+      decltype(ws.map)& map;
+      ~Release() { map.release(); }
+    } release{ws.map};
+    auto& block = solution.blocks_[static_cast<std::size_t>(b)];
+    bind(ws, solution, block);
+    work(ws, block);
+  }
   template <class Sol, class Work>
   void for_each_block(Sol& solution, Work work) {
-    auto& pool = workspaces_of(solution);
-    parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
-      typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
-      auto& block = solution.blocks_[static_cast<std::size_t>(b)];
-      bind(*loan, solution, block);
-      work(*loan, block);
-      (*loan).map.release();
-    });
+    parallel_for(static_cast<Index>(solution.blocks_.size()),
+                 [&](Index b) { with_block(solution, b, work); });
   }
 
   template <class Ws, class Sol, class Block>
@@ -433,13 +436,14 @@ class Equilibrium {
       unroll(ws, z);
     } else if constexpr (Policy::needs_inverse) {
       // The workspace borrows the memory of the inverse that is replaced, unless somebody else
-      // still shares that.
+      // still shares that. If f throws, the block has none.
       using Inverse = std::remove_reference_t<decltype(ws.solve.inverse)>;
-      if (!block.inverse || block.inverse.use_count() > 1)
-        block.inverse = std::make_shared<Inverse>();
-      std::swap(*block.inverse, ws.solve.inverse);
+      std::shared_ptr<Inverse> inverse = std::exchange(block.inverse, nullptr);
+      if (!inverse || inverse.use_count() > 1) inverse = std::make_shared<Inverse>();
+      std::swap(*inverse, ws.solve.inverse);
       solver.template solve<KeepInverse::yes>(ws.map, z, ws.solve, NoObserver{});
-      std::swap(*block.inverse, ws.solve.inverse);
+      std::swap(*inverse, ws.solve.inverse);
+      block.inverse = std::move(inverse);
     } else {
       solver.template solve<KeepInverse::no>(ws.map, z, ws.solve, NoObserver{});
     }
@@ -489,6 +493,8 @@ class Equilibrium {
       B::copy(everybody, hb, w);
       ws.map.record(solution.start_.batch().columns(block.first, block.count), policy.n);
     } else {
+      if constexpr (Policy::needs_inverse)
+        require(block.inverse != nullptr, "Equilibrium::gradient: the solve has not ended well");
       auto& jacobian = ws.map.linearize(solution.z.batch().columns(block.first, block.count));
       policy.template adjoint<B>(everybody, jacobian, block.inverse.get(), hb, w, ws.adjoint);
       if (certified)

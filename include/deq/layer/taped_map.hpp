@@ -61,7 +61,8 @@ class TapedMap {
     return true;
   }
 
-  /// Records f once at z, for the whole block; the recording stays valid until the next one.
+  /// Records f once at z, for the whole block; the recording stays valid until the next one, or
+  /// until pull_back.
   TapedMap& linearize(BatchView<const S> z) { return record(z, 1); }
 
   /// Records n applications of f, one after the other, from z.
@@ -95,6 +96,7 @@ class TapedMap {
 
   /// x_grad[i] = (df/dx_i)^T w and theta_grad[i] = (df/dtheta_i)^T w, summed over the block; of the
   /// same shapes as bound. An empty tensor, or a list that ends early, is a gradient nobody wants.
+  /// The last use of the recording, which is forgotten on the way.
   void pull_back(BatchView<const S> w, std::span<const Tensor<B>> x_grad,
                  std::span<const Tensor<B>> theta_grad) {
     wrt_.clear();

@@ -32,8 +32,8 @@ concept FixedPointSolver = requires(const Solver& solver) {
 ///
 /// On entry z holds the start (a warm start if it is not zero), on return the best iterates. The
 /// workspace then holds `report`, and `inverse` if it was to be kept. Never throws because f does
-/// not converge. A solver that evaluates f for no other purpose than to judge an iterate, so that
-/// its last evaluation is of iterate number `iterations`, says so by a constant judges_last = true.
+/// not converge. A constant judges_last = true says that the solver's last evaluation of f was of
+/// all samples that were still active, at their iterate number `iterations` (so no line search).
 template <class Solver, class Map>
 concept SolverFor = FixedPointSolver<Solver> && FixedPointMap<Map> &&
     requires(const Solver& solver, Map& f, BatchView<typename Map::Backend::Scalar> z,

@@ -186,7 +186,8 @@ struct Reverse {
 ///     template <TensorLike X> auto square(const X& x) { return record(Square<typename
 ///     X::Backend>{}, x); }
 ///
-/// `vjp` computes only the cotangents whose sink is wanted, and may be called any number of times.
+/// `vjp` computes only the cotangents whose sink is wanted, and may be called any number of times
+/// until it is for_the_last_time.
 /// Numbers are touched by kernels alone: functions found by argument-dependent lookup on the
 /// backend's tag (elementwise above), whose CPU versions are in backend/cpu/ and which any backend
 /// can overload. A kernel that is not elementwise asks the sink for its target: the memory, and
@@ -253,7 +254,8 @@ class Tape {
             gradients.size(), " gradients");
     require<ShapeError>(cotangent.shape() == output.shape(), "Tape::vjp: the cotangent has shape ",
                         cotangent.shape(), ", the output ", output.shape());
-    require(!output.tape() || output.tape() == this, "Tape::vjp: the output is on another tape");
+    require(!output.tape() || (output.tape() == this && output.id() < size()),
+            "Tape::vjp: the output is on another tape, or no longer on this one");
     const std::size_t n = nodes_.size();
     slots_.assign(n, {});
     needed_.assign(n, 0);
@@ -341,7 +343,7 @@ class Tape {
   }
 
   void pin(const Var<B>& x, const Tensor<B>& gradient, bool accumulate) {
-    require(x.tape() == this, "Tape::vjp: a variable is not on this tape");
+    require(x.tape() == this && x.id() < size(), "Tape::vjp: a variable is not on this tape");
     require<ShapeError>(gradient.shape() == x.shape(), "Tape::vjp: the gradient has shape ",
                         gradient.shape(), ", its variable ", x.shape());
     const auto id = static_cast<std::size_t>(x.id());

@@ -243,8 +243,9 @@ struct Cpu : HostWork {
   static constexpr Index chunk = 4096;
   static Index chunks(Index dim) { return std::max<Index>(1, (dim + chunk - 1) / chunk); }
 
-  /// In which order a pass takes the chunks of a sample. Backward, what the forward pass before it
-  /// has read last is still in a near cache.
+  /// In which order a thread takes the chunks of a sample it has to itself. Backward, what the
+  /// forward pass before it has read last is still in a near cache. A team, whose threads each come
+  /// back to chunks of their own, goes forward.
   enum class Direction { forward, backward };
 
   /// body(sample, position, first, n) for the numbers [first, first + n) of the active samples, in
@@ -253,11 +254,13 @@ struct Cpu : HostWork {
   static void over(Samples a, Index dim, Index work, Body&& body,
                    Direction direction = Direction::forward) {
     const Index parts = chunks(dim);
+    const bool backward =
+        direction == Direction::backward && (detail::inside_parallel || num_threads() == 1);
     parallel_for(
         a.count * parts,
         [&](Index i) {
           const Index j = i / parts, part = i % parts;
-          const Index first = (direction == Direction::forward ? part : parts - 1 - part) * chunk;
+          const Index first = (backward ? parts - 1 - part : part) * chunk;
           body(a[j], j, first, std::min(chunk, dim - first));
         },
         a.count * work < 32768);

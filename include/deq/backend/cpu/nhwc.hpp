@@ -71,7 +71,7 @@ void nhwc_statistics(Cpu<S>, const NormGeometry& n, const S* u, const NormStatis
   detail::statistics_of_moments(n, detail::pixel_pieces(n).parts(), take, to);
 }
 
-/// y = relu((u - mean) inverse weight + bias + residual).
+/// y = relu((u - mean) inverse weight + bias + residual), or the average of that over the pixels.
 template <class S>
 void nhwc_normalize(Cpu<S>, const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
   detail::normalize(norm, u, residual, y);

@@ -155,7 +155,7 @@ struct NormOfChannel {
   __device__ NormOfChannel(const NhwcNorm<S>& norm, Index sample, Index channel) {
     const Index s = norm.geometry.statistic(sample, channel);
     mean = norm.mean[s];
-    factor = norm.inverse[s] * norm.scale(channel);
+    factor = norm.factor(s, channel);
     bias = norm.shift(channel);
   }
   __device__ S operator()(S u) const { return (u - mean) * factor + bias; }

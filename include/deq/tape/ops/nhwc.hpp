@@ -65,7 +65,8 @@ struct AppliedNorm {
   NhwcNorm<S> with(const Tensor<B>& weight, const Tensor<B>& bias) const {
     return {geometry, mean.data(), inverse.data(), weight.data(), bias.data(), relu, average};
   }
-  /// The sinks of weight and bias may be null; so may that of u, for which `masked` stands.
+  /// The sinks of weight and bias may be null; so may that of u, for which `masked` stands. An
+  /// empty y stands for one without a residual. The cotangent of an average is (N, C).
   void vjp(const Tensor<B>& u, const Tensor<B>& weight, const Tensor<B>& bias, const Tensor<B>& y,
            const Tensor<B>& cotangent, const Tensor<B>& mask, const Sink<B>& of_weight,
            const Sink<B>& of_bias, const Sink<B>& of_residual, const Sink<B>& of_u,

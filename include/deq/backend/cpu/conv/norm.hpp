@@ -138,7 +138,7 @@ struct NormOfChannels {
     const NormGeometry& g = norm.geometry;
     for (Index l = 0; l < std::min(simd_width<S>, g.channels - c); ++l) {
       mean[l] = norm.mean[g.statistic(n, c + l)];
-      factor[l] = norm.inverse[g.statistic(n, c + l)] * norm.scale(c + l);
+      factor[l] = norm.factor(g.statistic(n, c + l), c + l);
       bias[l] = norm.shift(c + l);
     }
   }
@@ -187,7 +187,7 @@ void normalize_average(const NhwcNorm<S>& norm, const S* u, S* y) {
       sum[0] += relu ? rectified<S>(v) : v;
     };
   });
-  for (Index i = 0; i < g.samples * g.channels; ++i) y[i] /= static_cast<S>(g.pixels);
+  for (Index i = 0; i < g.samples * g.channels; ++i) y[i] *= norm.share_of_pixel();
 }
 
 template <class S>
@@ -199,7 +199,7 @@ void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
     for (Index c = 0; c < g.channels; ++c) {
       const Index s = g.statistic(n, c);
       table.row(0)[c] = norm.mean[s];
-      table.row(1)[c] = norm.inverse[s] * norm.scale(c);
+      table.row(1)[c] = norm.factor(s, c);
       table.row(2)[c] = norm.shift(c);
     }
     table.repeat();
@@ -308,7 +308,7 @@ void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cot
         const Index s = g.statistic(n, c);
         const S inverse = norm.inverse[s];
         table.row(0)[c] = norm.mean[s];
-        table.row(1)[c] = inverse * norm.scale(c);
+        table.row(1)[c] = norm.factor(s, c);
         table.row(2)[c] = inverse * mean_e;
         table.row(3)[c] = inverse * inverse * mean_ev;
         table.row(4)[c] = mask ? mask[n * g.channels + c] : S(1);

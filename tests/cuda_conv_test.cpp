@@ -236,6 +236,15 @@ TEST_CASE("Tiles cover the product, and are small where large ones would be few"
       }
 }
 
+TEST_CASE("A packed weight has room for its words, two numbers of bfloat16 in each") {
+  const deq::Conv2dGeometry g{1, 24, 8, 8, 40, 3, 3, 2, 1};
+  for (const bool transposed : {false, true}) {
+    const Index all = cuda::PackedWeight::words(g, transposed, 1);
+    CHECK(all >= 9 * 24 * 40);
+    CHECK(cuda::PackedWeight::words(g, transposed, 2) * 2 == all);
+  }
+}
+
 TEST_CASE("A long sum is cut into parts of whole blocks that make it up") {
   for (const Index terms : {0, 1, 511, 512, 513, 32768, 131072})
     for (const Index tiles : {1, 5, 72, 1000}) {

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <stdexcept>
 
 #include <doctest/doctest.h>
 
@@ -253,6 +254,31 @@ TEST_CASE("solve_and_apply is solve and apply, and saves an evaluation where it 
   CHECK(eq.report.samples[0].best_iteration < eq.report.samples[0].iterations);
   CHECK(same_bits(applied, layer.apply(eq)));
   set_num_threads(threads);
+}
+
+TEST_CASE("a solve that f ends by an exception leaves no inverse, and the layer as it was") {
+  const Setup s;
+  bool fails = false;
+  const auto f = [&](const auto& z, const auto& x, const auto& W, const auto& b) {
+    if (fails) throw std::runtime_error("f does not want to");
+    return affine_tanh(z, x, W, b);
+  };
+  auto layer = equilibrium(f, Broyden<>{.stopping = tight}, Gdeq{});
+  const T x = s.x.clone();
+  const auto solve = [&](auto& eq) { layer.solve(s.z0, inputs(x), params(s.W, s.b), eq); };
+  {
+    auto eq = layer.solve(s.z0, inputs(x), params(s.W, s.b));
+    const auto g = layer.gradient(eq, s.c);
+    fails = true;
+    CHECK_THROWS_AS(solve(eq), std::runtime_error);
+    fails = false;
+    CHECK_THROWS_AS(layer.gradient(eq, s.c), InvalidArgument);
+    solve(eq);
+    CHECK(same_bits(layer.gradient(eq, s.c).params[0], g.params[0]));
+    fails = true;
+    CHECK_THROWS_AS(solve(eq), std::runtime_error);
+  }
+  CHECK(x.unique());
 }
 
 TEST_CASE("a layer keeps no tensor of a pass that is over") {

@@ -25,7 +25,7 @@ void convolve_nchw(const Conv2dGeometry& g, bool transposed, const S* x, const S
               in_pixels = transposed ? g.out_pixels() : g.in_pixels(),
               out_channels = transposed ? g.in_channels : g.out_channels,
               out_pixels = transposed ? g.in_pixels() : g.out_pixels();
-  const Scratch<S> packed(PackedWeight::size(g, transposed));
+  const Scratch<S> packed(PackedWeight::words(g, transposed, A::numbers));
   pack_weight<A>(g, transposed, w, packed.data());
   const Scratch<S> from = channels_last(g.samples, in_channels, in_pixels, x),
                    to(g.samples * out_pixels * out_channels);

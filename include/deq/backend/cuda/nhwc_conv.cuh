@@ -12,7 +12,7 @@ namespace deq {
 /// Numbers of a weight packed for the convolution, or for its transpose.
 template <class S, class P>
 Index nhwc_packed_size(Cuda<S, P>, const Conv2dGeometry& g, bool transposed) {
-  return cuda::PackedWeight::size(g, transposed);
+  return cuda::PackedWeight::words(g, transposed, cuda::Arithmetic<S, P>::numbers);
 }
 template <class S, class P>
 void nhwc_pack(Cuda<S, P>, const Conv2dGeometry& g, bool transposed, const S* w, S* packed) {

@@ -139,7 +139,7 @@ void convolve(const Conv2dGeometry& g, bool transposed, const S* x, const S* pac
   for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
     const ImageMap map(g, transposed, phase);
     convolve<A>(map, x, packed, epilogue);
-    packed += PackedWeight(map).size();
+    packed += PackedWeight(map).words(A::numbers);
   }
 }
 
@@ -151,7 +151,7 @@ void pack_weight(const Conv2dGeometry& g, bool transposed, const S* w, S* packed
     const ImageMap map(g, transposed, phase);
     const PackedWeight weight(map);
     auto* const words = reinterpret_cast<typename A::Word*>(packed);
-    for_each_index(weight.size() / A::numbers, [=] __device__(Index i) {
+    for_each_index(weight.words(A::numbers), [=] __device__(Index i) {
       const Index line = weight.depth / A::numbers, n = i / line, first = i % line * A::numbers;
       S x[A::numbers];
       for (int d = 0; d < A::numbers; ++d) {
@@ -168,7 +168,7 @@ void pack_weight(const Conv2dGeometry& g, bool transposed, const S* w, S* packed
       }
       words[i] = A::word(x);
     });
-    packed += weight.size();
+    packed += weight.words(A::numbers);
   }
 }
 

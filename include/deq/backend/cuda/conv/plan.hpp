@@ -166,14 +166,15 @@ struct PackedWeight {
       : depth((k + depth_multiple - 1) / depth_multiple * depth_multiple),
         columns((n + column_multiple - 1) / column_multiple * column_multiple) {}
   explicit PackedWeight(const ImageMap& map) : PackedWeight(map.depth(), map.out_channels) {}
-  Index size() const { return depth * columns; }
+  /// Words, each of so many numbers and as large as one.
+  Index words(Index numbers) const { return depth / numbers * columns; }
 
   /// Of all phases.
-  static Index size(const Conv2dGeometry& g, bool transpose) {
-    Index size = 0;
+  static Index words(const Conv2dGeometry& g, bool transpose, Index numbers) {
+    Index sum = 0;
     for (int phase = 0; phase < ImageMap::phases(g, transpose); ++phase)
-      size += PackedWeight(ImageMap(g, transpose, phase)).size();
-    return size;
+      sum += PackedWeight(ImageMap(g, transpose, phase)).words(numbers);
+    return sum;
   }
 };
 

@@ -81,11 +81,6 @@ inline float half_to_float(std::uint16_t bits) {
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-/// bfloat16: the upper half of a float.
-inline float bfloat_to_float(std::uint16_t bits) {
-  return std::bit_cast<float>(std::uint32_t{bits} << 16);
-}
-
 }  // namespace detail
 
 /// The format's word for a type, "F32" for instance.

@@ -25,6 +25,7 @@
 #include <utility>
 #include <vector>
 
+#include <deq/core/bfloat16.hpp>
 #include <deq/core/error.hpp>
 #include <deq/core/shape.hpp>
 #include <deq/core/types.hpp>
@@ -263,9 +264,8 @@ class SafetensorsFile {
           return detail::half_to_float(load_little_endian<std::uint16_t>(p));
         });
       case Dtype::bf16:
-        return convert_float([](const std::byte* p) {
-          return detail::bfloat_to_float(load_little_endian<std::uint16_t>(p));
-        });
+        return convert_float(
+            [](const std::byte* p) { return static_cast<float>(load_little_endian<Bfloat16>(p)); });
       case Dtype::i64: return convert_integer(std::int64_t{});
       case Dtype::i32: return convert_integer(std::int32_t{});
       case Dtype::i16: return convert_integer(std::int16_t{});

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -12,6 +11,8 @@
 #include <deq/backward/certificate.hpp>
 #include <deq/backward/gdeq.hpp>
 #include <deq/backward/unrolled.hpp>
+#include <deq/core/in_order.hpp>
+#include <deq/core/lending_pool.hpp>
 #include <deq/core/parallel.hpp>
 #include <deq/layer/arguments.hpp>
 #include <deq/layer/taped_map.hpp>
@@ -20,72 +21,6 @@
 namespace deq {
 
 namespace detail {
-
-/// Objects that are expensive to make, lent to whichever thread comes next.
-template <class T>
-class LendingPool {
- public:
-  class Loan {
-   public:
-    explicit Loan(LendingPool& pool) : pool_(pool), object_(pool.take()) {}
-    ~Loan() { pool_.give_back(std::move(object_)); }
-    Loan(const Loan&) = delete;
-    Loan& operator=(const Loan&) = delete;
-    T& operator*() { return *object_; }
-
-   private:
-    LendingPool& pool_;
-    std::unique_ptr<T> object_;
-  };
-
- private:
-  std::unique_ptr<T> take() {
-    const std::lock_guard lock(mutex_);
-    if (free_.empty()) return std::make_unique<T>();
-    std::unique_ptr<T> object = std::move(free_.back());
-    free_.pop_back();
-    return object;
-  }
-  void give_back(std::unique_ptr<T> object) {
-    const std::lock_guard lock(mutex_);
-    free_.push_back(std::move(object));
-  }
-
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<T>> free_;
-};
-
-/// Lets pieces of work that finish in any order act one after the other, in the order of their
-/// index: a sum over them has the same bits for any number of threads.
-class InOrder {
- public:
-  /// One piece's turn. It passes on when the piece has acted, or has failed before it could.
-  class Turn {
-   public:
-    Turn(InOrder& order, Index index) : order_(order), index_(index) {}
-    ~Turn() {
-      wait();
-      const std::lock_guard lock(order_.mutex_);
-      ++order_.next_;
-      order_.moved_.notify_all();
-    }
-    Turn(const Turn&) = delete;
-    Turn& operator=(const Turn&) = delete;
-    void wait() {
-      std::unique_lock lock(order_.mutex_);
-      order_.moved_.wait(lock, [this] { return order_.next_ == index_; });
-    }
-
-   private:
-    InOrder& order_;
-    Index index_;
-  };
-
- private:
-  std::mutex mutex_;
-  std::condition_variable moved_;
-  Index next_ = 0;
-};
 
 template <class P>
 inline constexpr bool unrolls = requires {
@@ -383,7 +318,7 @@ class Equilibrium {
   /// work(workspace, block) for block b, the workspace's map bound to it meanwhile.
   template <class Sol, class Work>
   void with_block(Sol& solution, Index b, Work&& work) {
-    auto& pool = workspaces_of(solution);
+    auto& pool = workspaces(solution);
     typename std::remove_reference_t<decltype(pool)>::Loan loan(pool);
     auto& ws = *loan;
     struct Release {
@@ -513,13 +448,9 @@ class Equilibrium {
     elementwise(B{}, to.size(), std::plus<S>{}, to.data(), to.data(), from.data());
   }
 
+  /// The workspaces for a solution's kind of arguments; they live as long as the layer.
   template <Backend B, std::size_t NX, std::size_t NP>
-  auto& workspaces_of(const Solution<B, NX, NP>&) {
-    return workspaces<B, NX, NP>();
-  }
-  /// The workspaces for one kind of arguments; they live as long as the layer.
-  template <Backend B, std::size_t NX, std::size_t NP>
-  detail::LendingPool<Workspace<B, NX, NP>>& workspaces() {
+  detail::LendingPool<Workspace<B, NX, NP>>& workspaces(const Solution<B, NX, NP>&) {
     using Pool = detail::LendingPool<Workspace<B, NX, NP>>;
     const std::lock_guard lock(*pools_mutex_);
     for (auto& [type, pool] : pools_)

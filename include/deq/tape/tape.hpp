@@ -187,13 +187,12 @@ struct Reverse {
 ///     X::Backend>{}, x); }
 ///
 /// `vjp` computes only the cotangents whose sink is wanted, and may be called any number of times
-/// until it is for_the_last_time.
-/// Numbers are touched by kernels alone: functions found by argument-dependent lookup on the
-/// backend's tag (elementwise above), whose CPU versions are in backend/cpu/ and which any backend
-/// can overload. A kernel that is not elementwise asks the sink for its target: the memory, and
-/// whether to add to it. y may be a handle to an input's memory (a reshape); nothing ever writes to
-/// an operand. An operation that needs some of its inputs only, or its output sometimes only, has
-/// saves_input(i) or needs_output() as well.
+/// until it is for_the_last_time. Numbers are touched by kernels alone: functions found by
+/// argument-dependent lookup on the backend's tag (elementwise above), whose CPU versions are in
+/// backend/cpu/ and which any backend can overload. A kernel that is not elementwise asks the sink
+/// for its target: the memory, and whether to add to it. y may be a handle to an input's memory (a
+/// reshape); nothing ever writes to an operand. An operation that needs some of its inputs only, or
+/// its output sometimes only, has saves_input(i) or needs_output() as well.
 template <class Op, class B>
 concept Operation = requires(const Op& op, const Reverse<B>& reverse) {
   { Op::saves_inputs } -> std::convertible_to<bool>;

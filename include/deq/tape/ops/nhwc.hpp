@@ -385,8 +385,7 @@ V record_conv_norm(Op op, const V& x, const V& w, const ConvNormParts<V>& parts)
 /// convolution and the normalisation GN (group_norm) optional. x (N, H, W, C), w (O, C, kh, kw); y
 /// (N, H', W', O) as in deq::conv2d, or its average over the pixels, which then is all that is
 /// written. The statistics are taken while the convolution writes; the rest is one more pass.
-/// Throws ShapeError. The bits of a sample do not depend on the others. A
-/// frozen w is packed once.
+/// Throws ShapeError. The bits of a sample do not depend on the others. A frozen w is packed once.
 template <TensorLike V>
 V conv_norm(const V& x, const V& w, const ConvNormOptions& options,
             const ConvNormParts<V>& parts = {}) {

@@ -25,6 +25,44 @@ __device__ inline void load_squares(unsigned (&words)[4], const unsigned* line) 
 #endif
 }
 
+// Copies from global to shared memory that no thread waits for before wait_for_copies.
+
+/// Both are aligned to 16 bytes.
+template <class T>
+__device__ void copy_behind(T* shared, const T* global) {
+  static_assert(sizeof(T) % 16 == 0);
+#pragma unroll
+  for (std::size_t i = 0; i < sizeof(T); i += 16) {
+    auto* const to = reinterpret_cast<unsigned char*>(shared) + i;
+    const auto* const from = reinterpret_cast<const unsigned char*>(global) + i;
+#ifdef __CUDACC__
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                 "l"(from)
+                 : "memory");
+#else
+    deq_emulation::copy_async(to, from, 16, 16);
+#endif
+  }
+}
+/// What this thread has copied since the last call is a group.
+__device__ inline void close_copies() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  deq_emulation::copy_async_commit();
+#endif
+}
+/// All groups of this thread but the last `left` have arrived.
+template <int left>
+__device__ void wait_for_copies() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
+#else
+  deq_emulation::copy_async_wait(left);
+#endif
+}
+
 template <class S, class Precision>
 struct Arithmetic;
 

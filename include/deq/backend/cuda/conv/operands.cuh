@@ -8,16 +8,21 @@
 
 namespace deq::cuda {
 
-/// `width` neighbouring numbers, four in one access; zeros from nowhere.
+/// `width` neighbouring numbers, four in one access; zeros where there are none.
 template <int width, class S>
-__device__ void load(const S* from, S* x) {
+__device__ void load(bool there, const S* from, S* x) {
   if constexpr (width == 4) {
-    const Quad<S> four = from ? *reinterpret_cast<const Quad<S>*>(from) : Quad<S>{};
+    const Quad<S> four = there ? *reinterpret_cast<const Quad<S>*>(from) : Quad<S>{};
 #pragma unroll
     for (int i = 0; i < 4; ++i) x[i] = four.word[i];
   } else {
-    *x = from ? *from : S(0);
+    *x = there ? *from : S(0);
   }
+}
+/// From nowhere, zeros.
+template <int width, class S>
+__device__ void load(const S* from, S* x) {
+  load<width>(from != nullptr, from, x);
 }
 
 /// Quads whose words are neighbours along the sum, of `lines` lines of A or B. Eight threads that

@@ -4,11 +4,31 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 
 #include <deq/backend/geometry.hpp>
 
 namespace deq::cuda {
+
+/// Divides numbers in [0, 2^31) by one that the host knows: by a product, as a device has no
+/// instruction that divides (Granlund and Montgomery, 1994).
+class Divisor {
+ public:
+  /// By d > 0.
+  explicit Divisor(int d) : divisor_(d) {
+    while ((Index{1} << (shift_ - 31)) < d) ++shift_;
+    factor_ = static_cast<unsigned>((std::uint64_t{1} << shift_) / static_cast<unsigned>(d) + 1);
+  }
+  DEQ_HOST_DEVICE int quotient(int n) const {
+    return static_cast<int>(std::uint64_t{static_cast<unsigned>(n)} * factor_ >> shift_);
+  }
+  DEQ_HOST_DEVICE int remainder(int n) const { return n - quotient(n) * divisor_; }
+
+ private:
+  int divisor_, shift_ = 31;
+  unsigned factor_;
+};
 
 /// Where the numbers of one convolution are, as an implicit product: row m of A is the patch of
 /// output pixel m, its column k = tap * channels + c is channel c of the pixel under that tap; B
@@ -65,6 +85,7 @@ struct ImageMap {
   int samples, channels, out_channels;
   Axis y, x;
   int out_width, out_pixels;  ///< of the whole output
+  Divisor by_line;            ///< pixels of a line of this phase
 
   /// Phases of a convolution, or of its transpose.
   static int phases(const Conv2dGeometry& g, bool transpose) {
@@ -82,12 +103,16 @@ struct ImageMap {
                                        phase % g.stride)
                     : Axis::forward(g.width, g.out_width(), g.kernel_width, g.stride, g.padding)),
         out_width(static_cast<int>(transpose ? g.width : g.out_width())),
-        out_pixels(static_cast<int>(transpose ? g.in_pixels() : g.out_pixels())) {
+        out_pixels(static_cast<int>(transpose ? g.in_pixels() : g.out_pixels())),
+        by_line(std::max(x.out, 1)) {
     constexpr Index most = std::numeric_limits<int>::max();
     require(g.samples <= most && g.in_channels * g.in_pixels() <= most &&
                 g.out_channels * g.out_pixels() <= most && g.patch() <= most &&
                 g.out_channels * g.kernel_size() <= most,
             "CUDA: an image or a patch of a convolution has more than ", most, " numbers");
+    // Segments fill what is left of a sample with empty rows.
+    require(g.samples * (g.in_pixels() + 31) <= most && g.samples * (g.out_pixels() + 31) <= most,
+            "CUDA: the images of a convolution have more than ", most, " pixels");
   }
 
   DEQ_HOST_DEVICE int depth() const { return y.taps * x.taps * channels; }
@@ -96,8 +121,8 @@ struct ImageMap {
   DEQ_HOST_DEVICE int pixels() const { return y.out * x.out; }
   /// Where pixel p of the phase is in the whole output.
   DEQ_HOST_DEVICE int place(int p) const {
-    return (p / x.out * y.out_step + y.out_first) * out_width + p % x.out * x.out_step +
-           x.out_first;
+    const int line = by_line.quotient(p), column = p - line * x.out;
+    return (line * y.out_step + y.out_first) * out_width + column * x.out_step + x.out_first;
   }
 };
 
@@ -107,11 +132,13 @@ struct Segments {
   int pixels;  ///< of a sample
   int rows;    ///< of a segment: 16 or 32
   int a_sample;
+  Divisor by_sample;  ///< rows of a sample
 
   explicit Segments(int pixels_of_sample)
       : pixels(pixels_of_sample),
         rows(pixels_of_sample < 32 ? 16 : 32),
-        a_sample((pixels_of_sample + rows - 1) / rows) {}
+        a_sample((pixels_of_sample + rows - 1) / rows),
+        by_sample(std::max(a_sample * rows, 1)) {}
 
   struct Row {
     Index sample;
@@ -119,11 +146,54 @@ struct Segments {
   };
   /// The pixel may be beyond the last of its sample: then the row is empty.
   DEQ_HOST_DEVICE Row row(Index i) const {
-    const Index segment = i / rows;
-    return {segment / a_sample,
-            static_cast<int>(segment % a_sample) * rows + static_cast<int>(i % rows)};
+    const int sample = by_sample.quotient(static_cast<int>(i));
+    return {sample, static_cast<int>(i) - sample * a_sample * rows};
   }
   DEQ_HOST_DEVICE Index rows_of(Index samples) const { return samples * a_sample * rows; }
+};
+
+/// The pixels of the input that a tile of output pixels sees under all taps of the kernel: they
+/// fetch a slice of the channels once for all taps. Of every sample that the tile has pixels of
+/// they are a rectangle.
+struct Halo {
+  /// Pixels that a tile has room for.
+  static constexpr int most = 384;
+
+  int samples = 1;                   ///< that a tile has pixels of, at most
+  int height = 0, width = 0;         ///< of the rectangle of a sample
+  Divisor by_sample{1}, by_line{1};  ///< its pixels, those of one of its lines
+
+  Halo(const ImageMap& map, int rows) {
+    const Segments segments(map.pixels());
+    const int rows_of_sample = segments.a_sample * segments.rows;
+    if (rows_of_sample == 0) return;
+    // Tiles that begin anywhere in a sample see all lines of each.
+    int lines = map.y.out;
+    if (rows_of_sample % rows != 0)
+      samples =
+          rows % rows_of_sample == 0 ? rows / rows_of_sample : (rows - 2) / rows_of_sample + 2;
+    else
+      lines =
+          std::min(lines, rows % map.x.out == 0 ? rows / map.x.out : (rows - 2) / map.x.out + 2);
+    height = (lines - 1) * map.y.stride + map.y.taps;
+    width = (map.x.out - 1) * map.x.stride + map.x.taps;
+    if (!fits()) return;
+    by_sample = Divisor(std::max(of_sample(), 1));
+    by_line = Divisor(std::max(width, 1));
+  }
+  /// Whether it finds room. Not in int: an image may be wide.
+  bool fits() const { return Index{height} * width * samples <= most; }
+  DEQ_HOST_DEVICE int of_sample() const { return height * width; }
+  DEQ_HOST_DEVICE int pixels() const { return samples * of_sample(); }
+
+  /// Rows of the largest tile whose halo finds room, 128 or 64; 0: none does, or there are too few
+  /// channels for a slice. No matter how many samples there are.
+  static int rows(const ImageMap& map) {
+    if (map.channels < 16) return 0;
+    for (const int rows : {128, 64})
+      if (Halo(map, rows).fits()) return rows;
+    return 0;
+  }
 };
 
 /// The tiles that a product is cut into.
@@ -132,9 +202,9 @@ struct TilePlan {
   Index row_tiles, column_tiles;
 
   /// Tiles of 128 x 64, but narrow ones for few columns, and otherwise low ones where the others
-  /// would leave processors without work.
-  TilePlan(Index all_rows, Index all_columns, Index processors)
-      : rows(128), columns(all_columns > 32 ? 64 : 32) {
+  /// would leave processors without work or have more than `most_rows`.
+  TilePlan(Index all_rows, Index all_columns, Index processors, Index most_rows = 128)
+      : rows(most_rows), columns(all_columns > 32 || most_rows < 128 ? 64 : 32) {
     column_tiles = (all_columns + columns - 1) / columns;
     const auto tiles = [&] { return (all_rows + rows - 1) / rows; };
     if (columns == 64 && tiles() * column_tiles < 2 * processors) rows = 64;
@@ -156,16 +226,17 @@ struct SumPlan {
   }
 };
 
-/// A weight packed as B, the terms of a column one after the other: whole stages of the sum, whole
-/// tiles of columns, zeros in between.
+/// A weight packed as B, the terms of a column one after the other: whole stages of the sum (of
+/// every tap, where halos are used), whole tiles of columns, zeros in between.
 struct PackedWeight {
   static constexpr Index depth_multiple = 32, column_multiple = 64;
+  Index channels;        ///< of a tap, padded or not
   Index depth, columns;  ///< padded
 
-  PackedWeight(Index k, Index n)
-      : depth((k + depth_multiple - 1) / depth_multiple * depth_multiple),
-        columns((n + column_multiple - 1) / column_multiple * column_multiple) {}
-  explicit PackedWeight(const ImageMap& map) : PackedWeight(map.depth(), map.out_channels) {}
+  explicit PackedWeight(const ImageMap& map)
+      : channels(Halo::rows(map) > 0 ? padded(map.channels, depth_multiple) : map.channels),
+        depth(padded(map.y.taps * map.x.taps * channels, depth_multiple)),
+        columns(padded(map.out_channels, column_multiple)) {}
   /// Words, each of so many numbers and as large as one.
   Index words(Index numbers) const { return depth / numbers * columns; }
 
@@ -176,6 +247,9 @@ struct PackedWeight {
       sum += PackedWeight(ImageMap(g, transpose, phase)).words(numbers);
     return sum;
   }
+
+ private:
+  static Index padded(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
 };
 
 }  // namespace deq::cuda

@@ -35,7 +35,7 @@ struct Tile {
 
   // In shared memory the rows of A and the columns of B are lines along the sum, so long that the
   // threads of a warp meet in no bank.
-  static constexpr int line = stage_words + 4, sum_line = columns + 4;
+  static constexpr int line = stage_words + 4, sum_line = columns + 8;
   static constexpr int a_size = rows * line, b_size = columns * line;
   static constexpr std::size_t stage_bytes = (a_size + b_size) * sizeof(Word);
   static constexpr std::size_t sum_bytes = rows * sum_line * sizeof(S);
@@ -83,6 +83,9 @@ struct Tile {
       load();
       put(0);
     }
+    int row[a_rows];
+#pragma unroll
+    for (int i = 0; i < a_rows; ++i) row[i] = row_of(i) * line;
     for (int s = 0; s < stages; ++s) {
       __syncthreads();
       if (s + 1 < stages) {
@@ -91,44 +94,35 @@ struct Tile {
         load();
       }
       const Word* const from = shared + (s % 2) * (a_size + b_size);
-      add_stage(from, from + a_size);
+      add_stage(from, row, from + a_size);
       if (s + 1 < stages) put(s + 1);
     }
     __syncthreads();  // shared memory may be used for something else
   }
 
-  /// The sums, row by row, in shared memory.
-  __device__ void spread(S* shared) const {
+  /// Rows of A that this thread reads, and which they are.
+  static constexpr int a_rows = A::tensor_cores ? down : 2 * down;
+  __device__ static int row_of(int i) {
     const Place at;
-#pragma unroll
-    for (int i = 0; i < down; ++i)
-#pragma unroll
-      for (int j = 0; j < across; ++j)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int row = at.row + 16 * i + at.group + 8 * (k / 2);
-          const int column = at.column + 8 * j + 2 * at.in_group + k % 2;
-          shared[row * sum_line + column] = sum[i][j][k];
-        }
-    __syncthreads();
+    return A::tensor_cores ? at.row + 16 * i + static_cast<int>(threadIdx.x) % 16
+                           : at.row + 8 * i + at.group;
   }
-
- private:
-  __device__ void add_stage(const Word* a, const Word* b) {
+  /// sum += A B over one stage: row i of this thread begins at a + row[i], column j of B at b + j
+  /// line.
+  __device__ void add_stage(const Word* a, const int (&row)[a_rows], const Word* b) {
     const Place at;
     if constexpr (A::tensor_cores) {
       const int lane = static_cast<int>(threadIdx.x) % warp_threads;
       // Which line of which square this thread names to load_squares.
-      const Word* const a_squares = a + (at.row + lane % 16) * line + lane / 16 * 4;
-      const Word* const b_squares =
-          b + (at.column + lane % 8 + lane / 16 * 8) * line + lane / 8 % 2 * 4;
+      a += lane / 16 * 4;
+      b += (at.column + lane % 8 + lane / 16 * 8) * line + lane / 8 % 2 * 4;
 #pragma unroll
       for (int k = 0; k < stage_words; k += 8) {
         Word of_a[down][4], of_b[across / 2][4];
 #pragma unroll
-        for (int i = 0; i < down; ++i) load_squares(of_a[i], a_squares + 16 * i * line + k);
+        for (int i = 0; i < down; ++i) load_squares(of_a[i], a + row[i] + k);
 #pragma unroll
-        for (int j = 0; j < across / 2; ++j) load_squares(of_b[j], b_squares + 16 * j * line + k);
+        for (int j = 0; j < across / 2; ++j) load_squares(of_b[j], b + 16 * j * line + k);
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll
@@ -138,7 +132,6 @@ struct Tile {
           }
       }
     } else {
-      a += (at.row + at.group) * line;
       b += (at.column + 2 * at.in_group) * line;
 #pragma unroll 4
       for (int k = 0; k < stage_words; ++k) {
@@ -146,7 +139,7 @@ struct Tile {
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll
-          for (int r = 0; r < 2; ++r) of_a[i][r] = a[(16 * i + 8 * r) * line + k];
+          for (int r = 0; r < 2; ++r) of_a[i][r] = a[row[2 * i + r] + k];
 #pragma unroll
         for (int j = 0; j < across; ++j)
 #pragma unroll
@@ -159,6 +152,26 @@ struct Tile {
             for (int r = 0; r < 4; ++r) sum[i][j][r] += of_a[i][r / 2] * of_b[j][r % 2];
       }
     }
+  }
+
+  struct alignas(2 * sizeof(S)) Pair {
+    S first, second;
+  };
+  /// The sums, row by row, in shared memory.
+  __device__ void spread(S* shared) const {
+    const Place at;
+#pragma unroll
+    for (int i = 0; i < down; ++i)
+#pragma unroll
+      for (int j = 0; j < across; ++j)
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+          const int row = at.row + 16 * i + at.group + 4 * k;
+          const int column = at.column + 8 * j + 2 * at.in_group;
+          *reinterpret_cast<Pair*>(shared + row * sum_line + column) = {sum[i][j][k],
+                                                                        sum[i][j][k + 1]};
+        }
+    __syncthreads();
   }
 };
 

@@ -4,7 +4,7 @@
 // for many blocks, and the parts are added up in one order.
 #pragma once
 
-#include <deq/backend/cuda/conv/implicit_gemm.cuh>
+#include <deq/backend/cuda/conv/convolution.cuh>
 #include <deq/backend/cuda/pointwise.cuh>
 
 namespace deq::cuda {

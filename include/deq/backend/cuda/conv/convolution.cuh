@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+// A convolution of channels-last images, or its transpose: one template over precision and tile.
+// Floor: 2 samples pixels out_channels depth operations, and every image once through memory.
+#pragma once
+
+#include <deq/backend/cuda/conv/halo.cuh>
+#include <deq/backend/cuda/conv/implicit_gemm.cuh>
+
+namespace deq::cuda {
+
+/// body(integral constants of rows, columns) for the tile of a plan.
+template <class Body>
+void with_tile(const TilePlan& plan, Body&& body) {
+  constexpr std::integral_constant<int, 128> high;
+  constexpr std::integral_constant<int, 64> low, wide;
+  if (plan.columns == 32)
+    body(high, std::integral_constant<int, 32>{});
+  else if (plan.rows == 64)
+    body(low, wide);
+  else
+    body(high, wide);
+}
+
+/// body(integral constant 4) if channels come in fours that lie where one access reaches them, else
+/// body(integral constant 1).
+template <class Body>
+void with_width(Index channels, const void* data, Body&& body) {
+  if (channels % 4 == 0 && reinterpret_cast<std::uintptr_t>(data) % 32 == 0)
+    body(std::integral_constant<int, 4>{});
+  else
+    body(std::integral_constant<int, 1>{});
+}
+
+/// The outputs of one phase, from its packed weight.
+template <class A, class S>
+void convolve(const ImageMap& map, const S* x, const S* packed, ConvEpilogue<S> epilogue) {
+  const Segments segments(map.pixels());
+  const Index most_rows = Halo::rows(map);
+  const TilePlan plan(segments.rows_of(map.samples), map.out_channels, processors(),
+                      most_rows > 0 ? most_rows : 128);
+  const PackedWeight weight(map);
+  epilogue.look_for_quads(map.out_channels);
+  with_tile(plan, [&](auto rows, auto columns) {
+    using T = Tile<A, rows, columns>;
+    const auto* const words = reinterpret_cast<const typename T::Word*>(packed);
+    const RowSet samples = RowSet::of(map.samples);
+    Grid grid{.x = plan.row_tiles, .y = plan.column_tiles, .shared_bytes = T::shared_bytes};
+    with_width(map.channels, x, [&](auto width) {
+      if (most_rows == 0)
+        return launch(grid, implicit_gemm_kernel<T, width>, map, segments, samples, x, words,
+                      weight.depth, epilogue);
+      const Halo halo(map, rows);
+      const auto with_taps = [&](auto taps) {
+        grid.shared_bytes = halo_bytes<T, taps>(halo);
+        launch(grid, halo_kernel<T, width, taps>, map, segments, halo, samples, x, words,
+               static_cast<int>(weight.channels / A::numbers), weight.depth / A::numbers, epilogue);
+      };
+      if constexpr (width == 4)
+        if (map.x.taps == 3) return with_taps(std::integral_constant<int, 3>{});
+      with_taps(std::integral_constant<int, 1>{});
+    });
+  });
+}
+/// The convolution, or its transpose, of all of x with a packed weight.
+template <class A, class S>
+void convolve(const Conv2dGeometry& g, bool transposed, const S* x, const S* packed,
+              const ConvEpilogue<S>& epilogue) {
+  for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
+    const ImageMap map(g, transposed, phase);
+    convolve<A>(map, x, packed, epilogue);
+    packed += PackedWeight(map).words(A::numbers);
+  }
+}
+
+/// Packs a weight (O, C, kh, kw) for the convolution, or for its transpose.
+template <class A, class S>
+void pack_weight(const Conv2dGeometry& g, bool transposed, const S* w, S* packed) {
+  const Index in_channels = g.in_channels, kernel_width = g.kernel_width, taps = g.kernel_size();
+  for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
+    const ImageMap map(g, transposed, phase);
+    const PackedWeight weight(map);
+    const int channels = static_cast<int>(weight.channels);
+    auto* const words = reinterpret_cast<typename A::Word*>(packed);
+    for_each_index(weight.words(A::numbers), [=] __device__(Index i) {
+      const Index line = weight.depth / A::numbers, n = i / line, first = i % line * A::numbers;
+      S x[A::numbers];
+      for (int d = 0; d < A::numbers; ++d) {
+        const int k = static_cast<int>(first) + d;
+        const int t = k / channels, c = k % channels;
+        if (t >= map.y.taps * map.x.taps || c >= map.channels || n >= map.out_channels) {
+          x[d] = 0;
+          continue;
+        }
+        const int y = t / map.x.taps * map.y.tap_step + map.y.tap_first,
+                  column = t % map.x.taps * map.x.tap_step + map.x.tap_first;
+        x[d] = w[((transposed ? c : n) * in_channels + (transposed ? n : c)) * taps +
+                 y * kernel_width + column];
+      }
+      words[i] = A::word(x);
+    });
+    packed += weight.words(A::numbers);
+  }
+}
+
+}  // namespace deq::cuda

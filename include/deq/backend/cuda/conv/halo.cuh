@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT
+// A convolution whose tiles keep the pixels that all their taps share: of a slice of channels they
+// are read and rounded once, and every tap multiplies the same lines of shared memory from another
+// one on. Weights come, tap by tap, by copies that nobody waits for.
+#pragma once
+
+#include <deq/backend/cuda/conv/epilogue.cuh>
+#include <deq/backend/cuda/conv/operands.cuh>
+
+namespace deq::cuda {
+
+/// The pixels of the halo of a tile, a line of shared memory each; slice by slice of the channels.
+template <class T, int width>
+class HaloPixels : public AlongSum<T, Halo::most> {
+  using S = typename T::S;
+  using Word = typename T::Word;
+  using Quads = AlongSum<T, Halo::most>;
+
+ public:
+  __device__ HaloPixels(const ImageMap& map, const Halo& halo, const Segments& segments,
+                        RowSet samples, const S* x, Index first_row)
+      : map_(map), halo_(halo), segments_(segments), first_row_(first_row) {
+    const Segments::Row first = segments.row(first_row);
+    sample_ = first.sample;
+    line_ = halo.samples > 1 ? 0 : map.by_line.quotient(first.pixel) * map.y.stride;
+    x_ = x + sample_ * map.in_pixels() * map.channels;
+#pragma unroll
+    for (int q = 0; q < parts * quads; ++q) {
+      const int pixel = this->line(q), sample = halo.by_sample.quotient(pixel),
+                in_sample = pixel - sample * halo.of_sample(),
+                down = halo.by_line.quotient(in_sample);
+      const int line = down + line_ + map.y.start,
+                column = in_sample - down * halo.width + map.x.start;
+      const bool there = pixel < halo.pixels() && sample_ + sample < map.samples &&
+                         samples.contains(sample_ + sample) && map.y.inside(line) &&
+                         map.x.inside(column);
+      at_[q] = there ? (sample * map.in_pixels() + line * map.x.in + column) * map.channels : -1;
+    }
+  }
+
+  /// Words of a slice in shared memory.
+  __device__ int size() const { return halo_.pixels() * T::line; }
+  /// Where the numbers under the first tap of a row of the tile are in it.
+  __device__ int place_of(int row) const {
+    const Segments::Row at = segments_.row(first_row_ + row);
+    if (at.pixel >= map_.pixels()) return 0;  // nobody reads the sum
+    const int sample = static_cast<int>(at.sample - sample_);
+    const int line = map_.by_line.quotient(at.pixel), column = at.pixel - line * map_.x.out;
+    return (sample * halo_.of_sample() + (line * map_.y.stride - line_) * halo_.width +
+            column * map_.x.stride) *
+           T::line;
+  }
+
+  // A slice comes in two parts, so that few numbers are on their way in registers at a time.
+  static constexpr int parts = 2, quads = Halo::most * 4 / threads / parts;
+  struct Part {
+    typename Quads::Loaded quad[quads];
+  };
+  __device__ Part load(int slice, int part) const {
+    Part loaded;
+    const int first = slice * T::stage + this->first();
+#pragma unroll
+    for (int q = 0; q < quads; ++q) {
+      const int at = at_[part * quads + q];
+#pragma unroll
+      for (int i = 0; i < 4 * T::Arithmetic::numbers; i += width) {
+        const bool there = at >= 0 && first + i < map_.channels;
+        cuda::load<width>(there, x_ + (at + first + i), loaded.quad[q].x + i);
+      }
+    }
+    return loaded;
+  }
+  __device__ void put(const Part& loaded, int part, Word* to) const {
+#pragma unroll
+    for (int q = 0; q < quads; ++q)
+      if (this->line(part * quads + q) < halo_.pixels())
+        Quads::put(loaded.quad[q], part * quads + q, to);
+  }
+
+ private:
+  const ImageMap& map_;
+  const Halo& halo_;
+  const Segments& segments_;
+  Index first_row_, sample_;  ///< the first of the tile
+  int line_;                  ///< of the padded image, the first of the halo
+  const S* x_;
+  int at_[parts * quads];
+};
+
+/// The packed weight of a tile's columns, one tap of a slice at a time.
+template <class T>
+class HaloWeights : public AlongSum<T, T::columns> {
+  using Word = typename T::Word;
+
+ public:
+  __device__ HaloWeights(const Word* packed, Index line, Index first_column)
+      : from_(packed + (first_column + this->line(0)) * line +
+              this->first() / T::Arithmetic::numbers),
+        step_(threads / 4 * line) {}
+  /// `at` words from the beginning of every column.
+  __device__ void copy(int at, Word* to) const {
+#pragma unroll
+    for (int q = 0; q < T::b_quads; ++q)
+      if (this->present(q))
+        copy_behind(reinterpret_cast<Quad<Word>*>(this->place(q, to)),
+                    reinterpret_cast<const Quad<Word>*>(from_ + q * step_ + at));
+  }
+
+ private:
+  const Word* from_;
+  Index step_;  ///< from a quad of this thread to the next
+};
+
+/// How weights wait in shared memory: in stages of so many taps, of which several are on their way.
+template <class T, int taps>
+struct WeightStages {
+  static constexpr int count = taps > 1 ? 3 : 4, size = taps * T::b_size;
+};
+
+/// Shared memory: two slices of the halo, and the weights; then the sums.
+template <class T, int taps>
+std::size_t halo_bytes(const Halo& halo) {
+  using Stages = WeightStages<T, taps>;
+  const auto words =
+      static_cast<std::size_t>(2 * halo.pixels() * T::line + Stages::count * Stages::size);
+  return std::max(words * sizeof(typename T::Word), T::sum_bytes);
+}
+
+/// Multiplies `taps` taps of a line of the kernel between two barriers.
+template <class T, int width, int taps>
+__global__ void __launch_bounds__(threads, 2)
+    halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const typename T::S* x,
+                const typename T::Word* packed, int words_of_tap, Index words_of_column,
+                ConvEpilogue<typename T::S> epilogue) {
+  using Word = typename T::Word;
+  using Stages = WeightStages<T, taps>;
+  const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
+  const int first_column = static_cast<int>(blockIdx.y) * T::columns;
+  if (nobody(map, segments, samples, first_row, T::rows)) return;
+  const HaloWeights<T> b(packed, words_of_column, first_column);
+  Word* const halos = dynamic_shared<Word>();
+  Word* const weights = halos + 2 * halo.pixels() * T::line;
+  const int slices = (map.channels + T::stage - 1) / T::stage,
+            steps = map.y.taps * map.x.taps / taps;  // of a slice
+
+  // What is copied next: where it is in a column, how much of the slice it leaves, where it goes.
+  int next = 0, next_left = steps, next_slice = 0, next_stage = 0;
+  const auto copy_weights = [&] {
+    if (next_slice < slices && steps > 0) {
+#pragma unroll
+      for (int tap = 0; tap < taps; ++tap)
+        b.copy(next + tap * words_of_tap, weights + next_stage * Stages::size + tap * T::b_size);
+      next += taps * words_of_tap;
+      if (--next_left == 0) {
+        next_left = steps;
+        next = ++next_slice * stage_words;
+      }
+      next_stage = next_stage + 1 < Stages::count ? next_stage + 1 : 0;
+    }
+    close_copies();
+  };
+#pragma unroll
+  for (int i = 0; i < Stages::count - 1; ++i) copy_weights();
+
+  const HaloPixels<T, width> a(map, halo, segments, samples, x, first_row);
+  int row[T::a_rows];
+  {
+    const auto first = a.load(0, 0), second = a.load(0, 1);
+#pragma unroll
+    for (int i = 0; i < T::a_rows; ++i) row[i] = a.place_of(T::row_of(i));
+    a.put(first, 0, halos);
+    a.put(second, 1, halos);
+  }
+  T product;
+  Word *here = halos, *there = halos + a.size();
+  int stage = 0;
+  typename HaloPixels<T, width>::Part loaded;
+  for (int slice = 0; slice < slices; ++slice) {
+    const bool more = slice + 1 < slices;
+    const Word* line = here;
+    int column = 0;
+    for (int step = 0; step < steps; ++step) {
+      wait_for_copies<Stages::count - 2>();
+      __syncthreads();
+      copy_weights();
+      if (more && step == 0) loaded = a.load(slice + 1, 0);
+      const Word* const of_step = weights + stage * Stages::size;
+#pragma unroll
+      for (int tap = 0; tap < taps; ++tap)
+        product.add_stage(line + (column + tap) * T::line, row, of_step + tap * T::b_size);
+      stage = stage + 1 < Stages::count ? stage + 1 : 0;
+      column += taps;
+      if (column == map.x.taps) {
+        column = 0;
+        line += halo.width * T::line;
+      }
+      if (more && step == (steps - 1) / 2) {
+        a.put(loaded, 0, there);
+        loaded = a.load(slice + 1, 1);
+      }
+      if (more && step == steps - 1) a.put(loaded, 1, there);
+    }
+    Word* const before = here;
+    here = there;
+    there = before;
+  }
+  wait_for_copies<0>();
+  __syncthreads();  // shared memory may be used for the sums
+  auto* const sums = reinterpret_cast<typename T::S*>(halos);
+  product.spread(sums);
+  write_tile<T>(map, segments, samples, first_row, first_column, epilogue, sums);
+}
+
+}  // namespace deq::cuda

@@ -79,8 +79,9 @@ void broadcast_sum(Cuda<S>, const LoopNest<K>& nest, Function f, S* out, bool ac
     (nest.stride[0][d] ? kept : reduced).add(nest, d);
   using Term = cuda::BroadcastTerm<S, Function, K>;
   const Term term{f, {in...}};
-  constexpr Index long_sum = 1024;  // worth a block of threads
-  if (reduced.count < long_sum)
+  // A block of threads is worth its while for a long sum, or where outputs are few.
+  constexpr Index long_sum = 1024, few = 4096;
+  if (reduced.count < (kept.count < few ? cuda::threads / 4 : long_sum))
     cuda::launch(cuda::grid_of(kept.count), cuda::broadcast_kernel<false, S, Term, K>, kept,
                  reduced, term, out, accumulate);
   else

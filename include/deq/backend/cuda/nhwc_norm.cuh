@@ -15,54 +15,61 @@ namespace cuda {
 
 // --- Passes over the pixels --------------------------------------------------------------------
 
-/// Pixels that one thread works on.
-inline constexpr int pixels_a_thread = 8;
-
-/// Samples cut into pieces of pixels. The threads of a block are `lanes` pixels by `width`
-/// channels, so that neighbours have neighbouring numbers. Where a sample is cut depends on its own
-/// extents alone, so its bits do not depend on the others.
+/// Samples cut into pieces of pixels. The threads of a block are `lanes` pixels by `width` packs of
+/// n channels, so that neighbours have neighbouring numbers. Where a sample is cut depends on its
+/// own extents alone, so its bits do not depend on the others.
+template <int n>
 struct PixelPieces {
+  /// Pixels that one thread works on.
+  static constexpr int pixels_a_thread = n == 1 ? 8 : 4;
+
   Index samples, pixels, channels;
-  int width, lanes;
+  int packs, width, lanes;
   Index parts;  ///< of every sample
 
   explicit PixelPieces(const NormGeometry& g)
       : samples(g.samples),
         pixels(g.pixels),
         channels(g.channels),
-        width(channels < threads ? static_cast<int>(channels) : threads),
+        packs(static_cast<int>(channels / n)),
+        width(packs < threads ? packs : threads),
         lanes(threads / (width > 0 ? width : 1)),
         parts(divide_up(pixels, piece())) {}
 
   /// Pixels of a piece; the last one may have fewer.
   DEQ_HOST_DEVICE Index piece() const { return static_cast<Index>(lanes) * pixels_a_thread; }
-  Grid grid() const { return {.x = samples * parts, .y = divide_up<Index>(channels, threads)}; }
+  Grid grid() const { return {.x = samples * parts, .y = divide_up<Index>(packs, threads)}; }
 };
 
 /// The piece of this block, as one of its threads sees it.
+template <int n>
 class PixelPiece {
  public:
-  Index sample, part, channel;
+  static constexpr int pixels_a_thread = PixelPieces<n>::pixels_a_thread;
+  Index sample, part;
+  int channel;  ///< the first of n
 
-  __device__ explicit PixelPiece(const PixelPieces& pieces)
+  __device__ explicit PixelPiece(const PixelPieces<n>& pieces)
       : sample(blockIdx.x / static_cast<unsigned>(pieces.parts)),
         part(blockIdx.x % static_cast<unsigned>(pieces.parts)),
-        channel(static_cast<Index>(blockIdx.y) * threads + column(pieces)),
         pieces_(pieces),
         first_(part * pieces.piece()),
-        lane_(static_cast<int>(threadIdx.x) / pieces.width) {}
+        lane_(static_cast<int>(threadIdx.x) / pieces.width),
+        column_(static_cast<int>(threadIdx.x) - lane_ * pieces.width) {
+    channel = (static_cast<int>(blockIdx.y) * threads + column_) * n;
+  }
 
   /// False for a thread without a channel, of which no number is asked for.
   __device__ bool has_channel() const {
     return lane_ < pieces_.lanes && channel < pieces_.channels;
   }
-  /// True for the one thread that has the last word on its channel.
+  /// True for the one thread that has the last word on its channels.
   __device__ bool speaks() const { return lane_ == 0 && has_channel(); }
   __device__ Index pixels() const {
     const Index rest = pieces_.pixels - first_;
     return rest < pieces_.piece() ? rest : pieces_.piece();
   }
-  /// body(place, k) for the pixels of this thread, number k of which is at `place`.
+  /// body(place, k) for the pixels of this thread, the numbers of number k of which are at `place`.
   template <class Body>
   __device__ void for_each(Body body) const {
     if (!has_channel()) return;
@@ -73,61 +80,258 @@ class PixelPiece {
       if (first_ + pixel < pieces_.pixels) body(place + pixel * pieces_.channels, k);
     }
   }
-  /// The sums of K numbers over all threads of a channel, in each of them.
+  /// The sums of K times n numbers over all threads of a pack, in each of them.
   template <int K, class S>
-  __device__ void add(S (&v)[K]) const {
-    __shared__ S of_thread[K][threads];
-    for (int k = 0; k < K; ++k) of_thread[k][threadIdx.x] = v[k];
-    __syncthreads();
+  __device__ void add(Pack<S, n> (&v)[K]) const {
+    __shared__ Pack<S, n> of_thread[threads];
     for (int k = 0; k < K; ++k) {
-      v[k] = 0;
-      for (int t = column(pieces_); t < pieces_.lanes * pieces_.width; t += pieces_.width)
-        v[k] += of_thread[k][t];
+      of_thread[threadIdx.x] = v[k];
+      __syncthreads();
+      v[k] = {};
+      for (int t = column_; t < pieces_.lanes * pieces_.width; t += pieces_.width)
+        for (int i = 0; i < n; ++i) v[k].word[i] += of_thread[t].word[i];
+      __syncthreads();  // the next sum may begin
     }
-    __syncthreads();  // the next sum may begin
   }
 
  private:
-  __device__ static int column(const PixelPieces& pieces) {
-    return static_cast<int>(threadIdx.x) % pieces.width;
-  }
-
-  const PixelPieces& pieces_;
+  const PixelPieces<n>& pieces_;
   Index first_;
-  int lane_;
+  int lane_, column_;
 };
 
-template <class Body>
+template <int n, class Body>
 __global__ void __launch_bounds__(threads)
-    piece_kernel(PixelPieces pieces, RowSet samples, Body body) {
-  const PixelPiece piece(pieces);
+    piece_kernel(PixelPieces<n> pieces, RowSet samples, Body body) {
+  const PixelPiece<n> piece(pieces);
   if (samples.contains(piece.sample)) body(piece);
 }
 /// body(piece) by all threads of a block, for all pieces.
-template <class Body>
-void for_each_piece(const PixelPieces& pieces, Body body) {
-  launch(pieces.grid(), piece_kernel<Body>, pieces, RowSet::of(pieces.samples), body);
+template <int n, class Body>
+void for_each_piece(const PixelPieces<n>& pieces, Body body) {
+  launch(pieces.grid(), piece_kernel<n, Body>, pieces, RowSet::of(pieces.samples), body);
+}
+
+/// call(integral constant 4 or 1): how many channels a thread takes at a time.
+template <class Call, class... S>
+void with_packs(Index channels, Call&& call, const S*... data) {
+  if (in_quads(channels, data...))
+    call(std::integral_constant<int, 4>{});
+  else
+    call(std::integral_constant<int, 1>{});
 }
 
 /// The moments of every channel of x in every piece.
-template <class S>
-void channel_moments(const PixelPieces& pieces, const S* x, S* out) {
+template <int n, class S>
+void channel_moments(const PixelPieces<n>& pieces, const S* x, S* out) {
   const MomentParts<S> moments{out, pieces.channels, pieces.parts};
-  for_each_piece(pieces, [=] __device__(const PixelPiece& piece) {
-    S value[pixels_a_thread], sum[1] = {}, squares[1] = {};
+  for_each_piece(pieces, [=] __device__(const PixelPiece<n>& piece) {
+    Pack<S, n> value[PixelPiece<n>::pixels_a_thread], sum[1] = {}, squares[1] = {};
     piece.for_each([&](Index place, int k) {
-      value[k] = x[place];
-      sum[0] += value[k];
+      value[k] = load_pack<n>(x + place);
+      for (int i = 0; i < n; ++i) sum[0].word[i] += value[k].word[i];
     });
     piece.add(sum);
-    const S count = static_cast<S>(piece.pixels()), mean = sum[0] / count;
-    piece.for_each([&](Index, int k) { squares[0] += (value[k] - mean) * (value[k] - mean); });
+    const S count = static_cast<S>(piece.pixels());
+    Pack<S, n> mean;
+    for (int i = 0; i < n; ++i) mean.word[i] = sum[0].word[i] / count;
+    piece.for_each([&](Index, int k) {
+      for (int i = 0; i < n; ++i) {
+        const S d = value[k].word[i] - mean.word[i];
+        squares[0].word[i] += d * d;
+      }
+    });
     piece.add(squares);
     if (!piece.speaks()) return;
     S* const part = moments.part(piece.sample, piece.part);
     if (piece.channel == 0) part[0] = count;
-    part[1 + piece.channel] = mean;
-    part[1 + moments.channels + piece.channel] = squares[0];
+    for (int i = 0; i < n; ++i) {
+      part[1 + piece.channel + i] = mean.word[i];
+      part[1 + moments.channels + piece.channel + i] = squares[0].word[i];
+    }
+  });
+}
+
+/// K sums over the pixels of each sample: add(piece, sums) adds the terms of a thread,
+/// write(sample, channel, sums) says what becomes of them.
+template <int n, int K, class S, class Add, class Write>
+void sum_over_pixels(const NormGeometry& g, Add add, Write write) {
+  const PixelPieces<n> pieces(g);
+  const Index channels = pieces.channels, parts = pieces.parts;
+  const Scratch<S> scratch(pieces.samples * parts * K * channels);
+  S* const of_parts = scratch.data();
+  for_each_piece(pieces, [=] __device__(const PixelPiece<n>& piece) {
+    Pack<S, n> sums[K] = {};
+    add(piece, sums);
+    piece.add(sums);
+    if (!piece.speaks()) return;
+    S* const out = of_parts + (piece.sample * parts + piece.part) * K * channels + piece.channel;
+    for (int k = 0; k < K; ++k)
+      for (int i = 0; i < n; ++i) out[k * channels + i] = sums[k].word[i];
+  });
+  for_each_index(pieces.samples * channels, [=] __device__(Index i) {
+    const Index sample = i / channels, channel = i - sample * channels;
+    const S* part = of_parts + sample * parts * K * channels + channel;
+    S sums[K] = {};
+    for (Index p = 0; p < parts; ++p, part += K * channels)
+      for (int k = 0; k < K; ++k) sums[k] += part[k * channels];
+    write(sample, channel, sums);
+  });
+}
+
+/// What a normalisation does to n channels of one sample, up to the residual.
+template <class S, int n>
+struct NormOfChannels {
+  S mean[n], factor[n], shift[n], inverse[n];
+
+  __device__ NormOfChannels(const NhwcNorm<S>& norm, Index sample, int channel) {
+    const int a_statistic = static_cast<int>(norm.geometry.channels_per_statistic);
+    const Index first = norm.geometry.shared ? 0 : sample * norm.geometry.groups();
+    for (int i = 0; i < n; ++i) {
+      const Index s = first + (channel + i) / a_statistic;
+      mean[i] = norm.mean[s];
+      inverse[i] = norm.inverse[s];
+      factor[i] = norm.factor(s, channel + i);
+      shift[i] = norm.shift(channel + i);
+    }
+  }
+  __device__ S operator()(S u, int i) const { return (u - mean[i]) * factor[i] + shift[i]; }
+};
+
+// All that a pass needs of its pixels is read before it writes any of them: a load need not wait
+// for a store that may be to the same place.
+
+template <int n, class S>
+void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
+  if (norm.average)
+    return sum_over_pixels<n, 1, S>(
+        norm.geometry,
+        [=] __device__(const PixelPiece<n>& piece, Pack<S, n>(&sum)[1]) {
+          if (!piece.has_channel()) return;
+          const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
+          piece.for_each([&](Index place, int) {
+            const Pack<S, n> us = load_pack<n>(u + place);
+            for (int i = 0; i < n; ++i) {
+              const S value = normalized(us.word[i], i);
+              sum[0].word[i] += norm.relu ? rectified(value) : value;
+            }
+          });
+        },
+        [=] __device__(Index s, Index c, const S(&sum)[1]) {
+          y[s * norm.geometry.channels + c] = sum[0] * norm.share_of_pixel();
+        });
+  for_each_piece(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
+    if (!piece.has_channel()) return;
+    const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
+    Pack<S, n> value[PixelPiece<n>::pixels_a_thread];
+    piece.for_each([&](Index place, int k) {
+      value[k] = load_pack<n>(u + place);
+      for (int i = 0; i < n; ++i) value[k].word[i] = normalized(value[k].word[i], i);
+      if (residual) {
+        const Pack<S, n> more = load_pack<n>(residual + place);
+        for (int i = 0; i < n; ++i) value[k].word[i] += more.word[i];
+      }
+      if (norm.relu)
+        for (int i = 0; i < n; ++i) value[k].word[i] = rectified(value[k].word[i]);
+    });
+    piece.for_each([&](Index place, int k) { store_pack(y + place, value[k]); });
+  });
+}
+
+/// d, the cotangent of what the relu was applied to, if it was. Where that let pass what it was
+/// given shows in its output y or, where that is null, in u. The cotangent of an average is (N, C).
+template <int n, class S>
+__device__ Pack<S, n> before_relu(const NhwcNorm<S>& norm, const PixelPiece<n>& piece,
+                                  const NormOfChannels<S, n>& normalized, const Pack<S, n>& u,
+                                  const S* y, const S* cotangent, Index place) {
+  Pack<S, n> d = load_pack<n>(
+      cotangent + (norm.average ? piece.sample * norm.geometry.channels + piece.channel : place));
+  if (!norm.relu) return d;
+  if (y) {
+    const Pack<S, n> ys = load_pack<n>(y + place);
+    for (int i = 0; i < n; ++i) d.word[i] = before_relu(d.word[i], ys.word[i]);
+  } else {
+    for (int i = 0; i < n; ++i) d.word[i] = before_relu(d.word[i], normalized(u.word[i], i));
+  }
+  return d;
+}
+
+template <int n, class S>
+void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cotangent,
+                        S* sums_d, S* sums_du) {
+  sum_over_pixels<n, 2, S>(
+      norm.geometry,
+      [=] __device__(const PixelPiece<n>& piece, Pack<S, n>(&sums)[2]) {
+        if (!piece.has_channel()) return;
+        const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
+        piece.for_each([&](Index place, int) {
+          const Pack<S, n> us = load_pack<n>(u + place),
+                           d = before_relu(norm, piece, normalized, us, y, cotangent, place);
+          for (int i = 0; i < n; ++i) {
+            sums[0].word[i] += d.word[i];
+            sums[1].word[i] += d.word[i] * (us.word[i] - normalized.mean[i]);
+          }
+        });
+      },
+      [=] __device__(Index s, Index c, const S(&sums)[2]) {
+        const NormGeometry& g = norm.geometry;
+        const S share = norm.share_of_pixel();
+        sums_d[s * g.channels + c] = share * sums[0];
+        sums_du[s * g.channels + c] = share * norm.inverse[g.statistic(s, c)] * sums[1];
+      });
+}
+
+template <int n, class S>
+void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cotangent,
+                   const S* sums_d, const S* sums_du, const S* mask, NhwcSink<S> of_residual,
+                   NhwcSink<S> of_u, S* masked) {
+  for_each_piece(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
+    if (!piece.has_channel()) return;
+    const NormGeometry& g = norm.geometry;
+    const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
+    S mean_e[n] = {}, mean_ev[n] = {};
+    if (sums_d) {
+      const Index sums = g.shared ? 0 : piece.sample * g.channels;
+      const int a_statistic = static_cast<int>(g.channels_per_statistic);
+      for (int i = 0; i < n; ++i) {
+        const int c = piece.channel + i, first = c - c % a_statistic;
+        if (i > 0 && first != c) {  // the statistic of the channel before
+          mean_e[i] = mean_e[i - 1];
+          mean_ev[i] = mean_ev[i - 1];
+          continue;
+        }
+        for (int j = first; j < first + a_statistic; ++j) {
+          mean_e[i] += norm.scale(j) * sums_d[sums + j];
+          mean_ev[i] += norm.scale(j) * sums_du[sums + j];
+        }
+        mean_e[i] /= static_cast<S>(g.count());
+        mean_ev[i] /= static_cast<S>(g.count());
+      }
+    }
+    const S share = norm.share_of_pixel();
+    S scale[n], of_mask[n];
+    for (int i = 0; i < n; ++i) {
+      scale[i] = norm.scale(piece.channel + i);
+      of_mask[i] = mask ? mask[piece.sample * g.channels + piece.channel + i] : S(1);
+    }
+    Pack<S, n> d[PixelPiece<n>::pixels_a_thread], du[PixelPiece<n>::pixels_a_thread];
+    piece.for_each([&](Index place, int k) {
+      const Pack<S, n> us = load_pack<n>(u + place);
+      d[k] = before_relu(norm, piece, normalized, us, y, cotangent, place);
+      for (int i = 0; i < n; ++i) {
+        d[k].word[i] *= share;
+        const S v = (us.word[i] - normalized.mean[i]) * normalized.inverse[i];
+        du[k].word[i] =
+            normalized.inverse[i] * (scale[i] * d[k].word[i] - mean_e[i] - v * mean_ev[i]);
+      }
+    });
+    piece.for_each([&](Index place, int k) {
+      put(of_residual, place, d[k]);
+      put(of_u, place, du[k]);
+      if (!masked) return;
+      for (int i = 0; i < n; ++i) du[k].word[i] *= of_mask[i];
+      store_pack(masked + place, du[k]);
+    });
   });
 }
 
@@ -136,103 +340,25 @@ void channel_moments(const PixelPieces& pieces, const S* x, S* out) {
 /// The statistics of the groups of u.
 template <class S>
 void nhwc_statistics(Cuda<S>, const NormGeometry& n, const S* u, const NormStatistics<S>& to) {
-  const cuda::PixelPieces pieces(n);
-  const cuda::Scratch<S> moments(n.samples * pieces.parts *
-                                 cuda::MomentParts<S>::part_size(n.channels));
-  cuda::channel_moments(pieces, u, moments.data());
-  cuda::group_statistics_of_moments(n, pieces.parts, moments.data(), to);
+  cuda::with_packs(
+      n.channels,
+      [&](auto packs) {
+        const cuda::PixelPieces<packs> pieces(n);
+        const cuda::Scratch<S> moments(n.samples * pieces.parts *
+                                       cuda::MomentParts<S>::part_size(n.channels));
+        cuda::channel_moments(pieces, u, moments.data());
+        cuda::group_statistics_of_moments(n, pieces.parts, moments.data(), to);
+      },
+      u);
 }
-
-// All that a pass needs of its pixels is read before it writes any of them: a load need not wait
-// for a store that may be to the same place.
-
-namespace cuda {
-/// What a normalisation does to one channel of one sample, up to the residual.
-template <class S>
-struct NormOfChannel {
-  S mean, factor, bias;
-
-  __device__ NormOfChannel(const NhwcNorm<S>& norm, Index sample, Index channel) {
-    const Index s = norm.geometry.statistic(sample, channel);
-    mean = norm.mean[s];
-    factor = norm.factor(s, channel);
-    bias = norm.shift(channel);
-  }
-  __device__ S operator()(S u) const { return (u - mean) * factor + bias; }
-};
-
-/// K sums over the pixels of each sample: add(piece, sums) adds the terms of a thread,
-/// write(sample, channel, sums) says what becomes of them.
-template <int K, class S, class Add, class Write>
-void sum_over_pixels(const NormGeometry& g, Add add, Write write) {
-  const PixelPieces pieces(g);
-  const Index channels = pieces.channels, parts = pieces.parts;
-  const Scratch<S> scratch(pieces.samples * parts * K * channels);
-  S* const of_parts = scratch.data();
-  for_each_piece(pieces, [=] __device__(const PixelPiece& piece) {
-    S sums[K] = {};
-    add(piece, sums);
-    piece.add(sums);
-    if (!piece.speaks()) return;
-    S* const out = of_parts + (piece.sample * parts + piece.part) * K * channels + piece.channel;
-    for (int k = 0; k < K; ++k) out[k * channels] = sums[k];
-  });
-  for_each_index(pieces.samples * channels, [=] __device__(Index i) {
-    const S* part = of_parts + i / channels * parts * K * channels + i % channels;
-    S sums[K] = {};
-    for (Index p = 0; p < parts; ++p, part += K * channels)
-      for (int k = 0; k < K; ++k) sums[k] += part[k * channels];
-    write(i / channels, i % channels, sums);
-  });
-}
-}  // namespace cuda
 
 /// y = relu((u - mean) inverse weight + bias + residual), or the average of that over the pixels.
 template <class S>
 void nhwc_normalize(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
-  if (norm.average) {
-    cuda::sum_over_pixels<1, S>(
-        norm.geometry,
-        [=] __device__(const cuda::PixelPiece& piece, S(&sum)[1]) {
-          if (!piece.has_channel()) return;
-          const cuda::NormOfChannel<S> normalized(norm, piece.sample, piece.channel);
-          piece.for_each([&](Index place, int) {
-            const S value = normalized(u[place]);
-            sum[0] += norm.relu ? cuda::rectified(value) : value;
-          });
-        },
-        [=] __device__(Index n, Index c, const S(&sum)[1]) {
-          y[n * norm.geometry.channels + c] = sum[0] * norm.share_of_pixel();
-        });
-    return;
-  }
-  cuda::for_each_piece(cuda::PixelPieces(norm.geometry),
-                       [=] __device__(const cuda::PixelPiece& piece) {
-                         if (!piece.has_channel()) return;
-                         const cuda::NormOfChannel<S> normalized(norm, piece.sample, piece.channel);
-                         S value[cuda::pixels_a_thread];
-                         piece.for_each([&](Index place, int k) {
-                           value[k] = normalized(u[place]);
-                           if (residual) value[k] += residual[place];
-                         });
-                         piece.for_each([&](Index place, int k) {
-                           y[place] = norm.relu ? cuda::rectified(value[k]) : value[k];
-                         });
-                       });
+  cuda::with_packs(
+      norm.geometry.channels, [&](auto packs) { cuda::normalize<packs>(norm, u, residual, y); }, u,
+      residual, y);
 }
-
-namespace cuda {
-/// d, the cotangent of what the relu was applied to, if it was. Where that let pass what it was
-/// given shows in its output y or, where that is null, in u. The cotangent of an average is (N, C).
-template <class S>
-__device__ S before_relu(const NhwcNorm<S>& norm, const PixelPiece& piece,
-                         const NormOfChannel<S>& normalized, const S* u, const S* y,
-                         const S* cotangent, Index place) {
-  const S d =
-      cotangent[norm.average ? piece.sample * norm.geometry.channels + piece.channel : place];
-  return norm.relu ? before_relu(d, y ? y[place] : normalized(u[place])) : d;
-}
-}  // namespace cuda
 
 /// Sums (N, C) over the pixels of each sample: of d, the cotangent before the relu, and of d (u -
 /// mean) inverse. They are the cotangents of bias and weight before the sum over samples. y is null
@@ -240,23 +366,10 @@ __device__ S before_relu(const NhwcNorm<S>& norm, const PixelPiece& piece,
 template <class S>
 void nhwc_normalize_vjp_sums(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* y,
                              const S* cotangent, S* sums_d, S* sums_du) {
-  cuda::sum_over_pixels<2, S>(
-      norm.geometry,
-      [=] __device__(const cuda::PixelPiece& piece, S(&sums)[2]) {
-        if (!piece.has_channel()) return;
-        const cuda::NormOfChannel<S> normalized(norm, piece.sample, piece.channel);
-        piece.for_each([&](Index place, int) {
-          const S d = cuda::before_relu(norm, piece, normalized, u, y, cotangent, place);
-          sums[0] += d;
-          sums[1] += d * (u[place] - normalized.mean);
-        });
-      },
-      [=] __device__(Index n, Index c, const S(&sums)[2]) {
-        const NormGeometry& g = norm.geometry;
-        const S share = norm.share_of_pixel();
-        sums_d[n * g.channels + c] = share * sums[0];
-        sums_du[n * g.channels + c] = share * norm.inverse[g.statistic(n, c)] * sums[1];
-      });
+  cuda::with_packs(
+      norm.geometry.channels,
+      [&](auto packs) { cuda::normalize_vjp_sums<packs>(norm, u, y, cotangent, sums_d, sums_du); },
+      u, y, cotangent);
 }
 
 /// du = inverse (e - mean(e) - v mean(e v)), e = weight d, v = (u - mean) inverse, the means over
@@ -268,38 +381,13 @@ template <class S>
 void nhwc_normalize_vjp(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* y,
                         const S* cotangent, const S* sums_d, const S* sums_du, const S* mask,
                         NhwcSink<S> of_residual, NhwcSink<S> of_u, S* masked) {
-  cuda::for_each_piece(
-      cuda::PixelPieces(norm.geometry), [=] __device__(const cuda::PixelPiece& piece) {
-        if (!piece.has_channel()) return;
-        const NormGeometry& g = norm.geometry;
-        const Index c = piece.channel;
-        const cuda::NormOfChannel<S> normalized(norm, piece.sample, c);
-        const S inverse = norm.inverse[g.statistic(piece.sample, c)];
-        S mean_e = 0, mean_ev = 0;
-        if (sums_d) {
-          const Index sums = g.shared ? 0 : piece.sample * g.channels;
-          const Index first = c - c % g.channels_per_statistic;
-          for (Index i = first; i < first + g.channels_per_statistic; ++i) {
-            mean_e += norm.scale(i) * sums_d[sums + i];
-            mean_ev += norm.scale(i) * sums_du[sums + i];
-          }
-          mean_e /= static_cast<S>(g.count());
-          mean_ev /= static_cast<S>(g.count());
-        }
-        const S share = norm.share_of_pixel();
-        const S scale = norm.scale(c), of_mask = mask ? mask[piece.sample * g.channels + c] : S(1);
-        S d[cuda::pixels_a_thread], du[cuda::pixels_a_thread];
-        piece.for_each([&](Index place, int k) {
-          d[k] = share * cuda::before_relu(norm, piece, normalized, u, y, cotangent, place);
-          du[k] =
-              inverse * (scale * d[k] - mean_e - (u[place] - normalized.mean) * inverse * mean_ev);
-        });
-        piece.for_each([&](Index place, int k) {
-          cuda::put(of_residual, place, d[k]);
-          cuda::put(of_u, place, du[k]);
-          if (masked) masked[place] = du[k] * of_mask;
-        });
-      });
+  cuda::with_packs(
+      norm.geometry.channels,
+      [&](auto packs) {
+        cuda::normalize_vjp<packs>(norm, u, y, cotangent, sums_d, sums_du, mask, of_residual, of_u,
+                                   masked);
+      },
+      u, y, cotangent, of_residual.data, of_u.data, masked);
 }
 
 }  // namespace deq

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+
 #include <deq/backend/cuda/cuda.cuh>
+#include <deq/backend/cuda/divisor.hpp>
 #include <deq/backend/cuda/pointwise.cuh>
 #include <deq/backend/geometry.hpp>
 
@@ -9,50 +12,89 @@ namespace deq {
 
 namespace cuda {
 
-/// Numbers that a thread reads before it writes any of them.
-inline constexpr int numbers_at_once = 8;
+/// Pixels of the small image as a kernel walks over them, n channels a thread: a block has a line.
+template <int n>
+struct UpsampledLines {
+  NhwcUpsampling g;
+  Divisor by_packs, by_factor, by_height;
 
-/// The large numbers that a small one stands for.
-class Square {
- public:
-  __device__ Square(const NhwcUpsampling& g, Index small)
-      : factor_(g.factor), channels_(g.channels), row_(g.width * g.factor * g.channels) {
-    const Index pixel = small / g.channels, line = pixel / g.width, x = pixel % g.width;
-    first_ = line * g.factor * row_ + x * g.factor * g.channels + small % g.channels;
-  }
+  explicit UpsampledLines(const NhwcUpsampling& upsampling)
+      : g(upsampling),
+        by_packs(std::max(static_cast<int>(g.channels / n), 1)),
+        by_factor(static_cast<int>(g.factor)),
+        by_height(std::max(static_cast<int>(g.height), 1)) {}
 
-  /// store(place, load(place)) for each of them; several loads come before their stores, which may
-  /// be to the same memory.
-  template <class S, class Load, class Store>
-  __device__ void pass(Load load, Store store) const {
-    const Index size = factor_ * factor_;
-    for (Index start = 0; start < size; start += numbers_at_once) {
-      S value[numbers_at_once];
-#pragma unroll
-      for (int k = 0; k < numbers_at_once; ++k)
-        if (start + k < size) value[k] = load(place(start + k));
-#pragma unroll
-      for (int k = 0; k < numbers_at_once; ++k)
-        if (start + k < size) store(place(start + k), value[k]);
-    }
-  }
-
- private:
-  __device__ Index place(Index i) const {
-    return first_ + i / factor_ * row_ + i % factor_ * channels_;
-  }
-
-  Index factor_, channels_, row_, first_;
+  DEQ_HOST_DEVICE int packs() const { return static_cast<int>(g.channels) / n; }
+  /// Numbers of a line, small or large.
+  DEQ_HOST_DEVICE Index small_line() const { return g.width * g.channels; }
+  DEQ_HOST_DEVICE Index large_line() const { return small_line() * g.factor; }
 };
 
-/// body(i, square) for every small number i.
-template <class Body>
-void for_each_square(const NhwcUpsampling& g, Body body) {
-  const RowSet samples = RowSet::of(g.samples);
-  const Index size = g.height * g.width * g.channels;
-  for_each_index(g.samples * size, [=] __device__(Index i) {
-    if (samples.contains(i / size)) body(i, Square(g, i));
-  });
+template <int n, class S>
+__global__ void __launch_bounds__(threads)
+    upsample_add_kernel(UpsampledLines<n> lines, RowSet samples, const S* large, const S* small,
+                        S* y) {
+  const NhwcUpsampling& g = lines.g;
+  const int line = static_cast<int>(blockIdx.x), small_line = lines.by_factor.quotient(line);
+  if (!samples.contains(lines.by_height.quotient(small_line))) return;
+  const int count = static_cast<int>(lines.large_line()) / n;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) {
+    const int pixel = lines.by_packs.quotient(i), pack = i - pixel * lines.packs();
+    const Index to = line * lines.large_line() + static_cast<Index>(i) * n;
+    const Pack<S, n> repeated =
+        load_pack<n>(small + small_line * lines.small_line() +
+                     (lines.by_factor.quotient(pixel) * lines.packs() + pack) * n);
+    Pack<S, n> sum = load_pack<n>(large + to);
+#pragma unroll
+    for (int k = 0; k < n; ++k) {
+      sum.word[k] += repeated.word[k];
+      if (g.relu) sum.word[k] = rectified(sum.word[k]);
+    }
+    store_pack(y + to, sum);
+  }
+}
+
+template <int n, class S>
+__global__ void __launch_bounds__(threads)
+    upsample_add_vjp_kernel(UpsampledLines<n> lines, RowSet samples, const S* y, const S* cotangent,
+                            NhwcSink<S> of_large, NhwcSink<S> of_small) {
+  const NhwcUpsampling& g = lines.g;
+  const int line = static_cast<int>(blockIdx.x), factor = static_cast<int>(g.factor);
+  if (!samples.contains(lines.by_height.quotient(line))) return;
+  const int count = static_cast<int>(lines.small_line()) / n;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) {
+    const int pixel = lines.by_packs.quotient(i), pack = i - pixel * lines.packs();
+    Pack<S, n> sum = {};
+    for (int down = 0; down < factor; ++down) {
+      const Index first = (static_cast<Index>(line) * factor + down) * lines.large_line() +
+                          (static_cast<Index>(pixel) * factor * lines.packs() + pack) * n;
+      for (int right = 0; right < factor; ++right) {
+        const Index place = first + right * g.channels;
+        Pack<S, n> d = load_pack<n>(cotangent + place);
+        if (g.relu) {
+          const Pack<S, n> ys = load_pack<n>(y + place);
+#pragma unroll
+          for (int k = 0; k < n; ++k) d.word[k] = before_relu(d.word[k], ys.word[k]);
+        }
+        put(of_large, place, d);
+#pragma unroll
+        for (int k = 0; k < n; ++k) sum.word[k] += d.word[k];
+      }
+    }
+    put(of_small, line * lines.small_line() + static_cast<Index>(i) * n, sum);
+  }
+}
+
+template <int n, class S>
+void upsample_add(const NhwcUpsampling& g, const S* large, const S* small, S* y) {
+  launch({.x = g.samples * g.height * g.factor}, upsample_add_kernel<n, S>, UpsampledLines<n>(g),
+         RowSet::of(g.samples), large, small, y);
+}
+template <int n, class S>
+void upsample_add_vjp(const NhwcUpsampling& g, const S* y, const S* cotangent, NhwcSink<S> of_large,
+                      NhwcSink<S> of_small) {
+  launch({.x = g.samples * g.height}, upsample_add_vjp_kernel<n, S>, UpsampledLines<n>(g),
+         RowSet::of(g.samples), y, cotangent, of_large, of_small);
 }
 
 }  // namespace cuda
@@ -60,28 +102,19 @@ void for_each_square(const NhwcUpsampling& g, Body body) {
 /// y = relu(large + small, every small pixel repeated to a square).
 template <class S>
 void nhwc_upsample_add(Cuda<S>, const NhwcUpsampling& g, const S* large, const S* small, S* y) {
-  cuda::for_each_square(g, [=] __device__(Index i, const cuda::Square& square) {
-    const S repeated = small[i];
-    square.pass<S>([&](Index place) { return large[place] + repeated; },
-                   [&](Index place, S v) { y[place] = g.relu ? cuda::rectified(v) : v; });
-  });
+  if (cuda::in_quads(g.channels, large, small, y))
+    cuda::upsample_add<4>(g, large, small, y);
+  else
+    cuda::upsample_add<1>(g, large, small, y);
 }
 /// The cotangents of both, from y and its cotangent.
 template <class S>
 void nhwc_upsample_add_vjp(Cuda<S>, const NhwcUpsampling& g, const S* y, const S* cotangent,
                            NhwcSink<S> of_large, NhwcSink<S> of_small) {
-  cuda::for_each_square(g, [=] __device__(Index i, const cuda::Square& square) {
-    S sum = 0;
-    square.pass<S>(
-        [&](Index place) {
-          return g.relu ? cuda::before_relu(cotangent[place], y[place]) : cotangent[place];
-        },
-        [&](Index place, S d) {
-          cuda::put(of_large, place, d);
-          sum += d;
-        });
-    cuda::put(of_small, i, sum);
-  });
+  if (cuda::in_quads(g.channels, y, cotangent, of_large.data, of_small.data))
+    cuda::upsample_add_vjp<4>(g, y, cotangent, of_large, of_small);
+  else
+    cuda::upsample_add_vjp<1>(g, y, cotangent, of_large, of_small);
 }
 
 }  // namespace deq

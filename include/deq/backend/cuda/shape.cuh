@@ -52,13 +52,37 @@ void transpose(const TransposeGeometry& g, RowSet samples, const S* x, S* y, boo
 
 }  // namespace cuda
 
+namespace cuda {
+
+/// A block for a part of a strip, a thread for n numbers that are neighbours.
+template <int n, class S>
+__global__ void __launch_bounds__(threads)
+    copy_strips_kernel(StripGeometry g, const S* from, S* to, bool accumulate) {
+  from += blockIdx.x * g.from_stride;
+  to += blockIdx.x * g.to_stride;
+  const Index step = static_cast<Index>(gridDim.y) * threads * n;
+  for (Index i = (static_cast<Index>(blockIdx.y) * threads + threadIdx.x) * n; i < g.length;
+       i += step)
+    put(to + i, load_pack<n>(from + i), accumulate);
+}
+template <int n, class S>
+void copy_strips(const StripGeometry& g, const S* from, S* to, bool accumulate) {
+  constexpr Index most = 1 << 10, packs_a_thread = 4;
+  const Index blocks = divide_up<Index>(g.length, n * packs_a_thread * threads);
+  launch({.x = g.count, .y = blocks < most ? blocks : most}, copy_strips_kernel<n, S>, g, from, to,
+         accumulate);
+}
+
+}  // namespace cuda
+
 /// to_i (+)= from_i for every strip i.
 template <class S>
 void copy_strips(Cuda<S>, const StripGeometry& g, const S* from, S* to, bool accumulate) {
-  cuda::for_each_index(g.count * g.length, [=] __device__(Index k) {
-    const Index strip = k / g.length, i = k % g.length;
-    cuda::put(to[strip * g.to_stride + i], from[strip * g.from_stride + i], accumulate);
-  });
+  const bool strides = g.from_stride % 4 == 0 && g.to_stride % 4 == 0;
+  if (strides && cuda::in_quads(g.length, from, to))
+    cuda::copy_strips<4>(g, from, to, accumulate);
+  else
+    cuda::copy_strips<1>(g, from, to, accumulate);
 }
 
 /// y (cols x rows) (+)= x^T, x (rows x cols).

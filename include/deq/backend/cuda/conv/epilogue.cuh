@@ -16,14 +16,6 @@ struct ConvEpilogue {
   S* u;
   S* moments = nullptr;
   bool quads = false;  ///< channels come in fours that one access reaches
-
-  /// Of an image of so many channels.
-  void look_for_quads(Index channels) {
-    const auto aligned = [](const S* p) {
-      return reinterpret_cast<std::uintptr_t>(p) % sizeof(Quad<S>) == 0;
-    };
-    quads = channels % 4 == 0 && aligned(u) && aligned(parts.addend);
-  }
 };
 
 /// Writes a tile of u and its moments. A thread has four columns of a few rows, whose moments it
@@ -57,7 +49,7 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
 #pragma unroll
     for (int r = first; r < first + rows; ++r) {
       if (place[r] < 0) continue;
-      Quad<S> u = *reinterpret_cast<const Quad<S>*>(sums + r * T::sum_line + column);
+      Quad<S> u = load_pack<4>(sums + r * T::sum_line + column);
       const Index at = place[r] + channel;
 #pragma unroll
       for (int i = 0; i < 4; ++i) u.word[i] += bias[i];
@@ -69,11 +61,11 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
       }
       if (epilogue.quads) {
         if (parts.addend) {
-          const Quad<S> addend = *reinterpret_cast<const Quad<S>*>(parts.addend + at);
+          const Quad<S> addend = load_pack<4>(parts.addend + at);
 #pragma unroll
           for (int i = 0; i < 4; ++i) u.word[i] += addend.word[i];
         }
-        *reinterpret_cast<Quad<S>*>(epilogue.u + at) = u;
+        store_pack(epilogue.u + at, u);
       } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -101,8 +93,8 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
         m2.word[i] = squares[i] - offset * sum[i];
       }
       // Nobody else has read these rows.
-      *reinterpret_cast<Quad<S>*>(sums + first * T::sum_line + column) = mean;
-      *reinterpret_cast<Quad<S>*>(sums + (first + 1) * T::sum_line + column) = m2;
+      store_pack(sums + first * T::sum_line + column, mean);
+      store_pack(sums + (first + 1) * T::sum_line + column, m2);
     }
   }
   if (!epilogue.moments) return;

@@ -5,15 +5,10 @@
 #pragma once
 
 #include <deq/backend/cuda/conv/arithmetic.cuh>
+#include <deq/backend/cuda/pointwise.cuh>
 #include <deq/backend/cuda/reduce.cuh>
 
 namespace deq::cuda {
-
-/// Four words: what a thread moves at a time.
-template <class Word>
-struct alignas(4 * sizeof(Word)) Quad {
-  Word word[4];
-};
 
 /// Words of the sum in one stage.
 inline constexpr int stage_words = 16;
@@ -154,9 +149,6 @@ struct Tile {
     }
   }
 
-  struct alignas(2 * sizeof(S)) Pair {
-    S first, second;
-  };
   /// The sums, row by row, in shared memory.
   __device__ void spread(S* shared) const {
     const Place at;
@@ -168,8 +160,7 @@ struct Tile {
         for (int k = 0; k < 4; k += 2) {
           const int row = at.row + 16 * i + at.group + 4 * k;
           const int column = at.column + 8 * j + 2 * at.in_group;
-          *reinterpret_cast<Pair*>(shared + row * sum_line + column) = {sum[i][j][k],
-                                                                        sum[i][j][k + 1]};
+          store_pack(shared + row * sum_line + column, Pack<S, 2>{sum[i][j][k], sum[i][j][k + 1]});
         }
     __syncthreads();
   }

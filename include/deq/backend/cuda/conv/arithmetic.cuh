@@ -68,6 +68,7 @@ struct Arithmetic;
 
 template <class S>
 struct Arithmetic<S, Strict> {
+  using Precision = Strict;
   using Scalar = S;
   using Word = S;
   static constexpr int numbers = 1;  ///< a word
@@ -78,6 +79,7 @@ struct Arithmetic<S, Strict> {
 
 template <>
 struct Arithmetic<float, Tf32> {
+  using Precision = Tf32;
   using Scalar = float;
   using Word = unsigned;
   static constexpr int numbers = 1;
@@ -108,6 +110,7 @@ struct Arithmetic<float, Tf32> {
 
 template <>
 struct Arithmetic<float, Bf16> {
+  using Precision = Bf16;
   using Scalar = float;
   using Word = unsigned;
   static constexpr int numbers = 2;

@@ -6,6 +6,7 @@
 
 #include <deq/backend/cuda/conv/epilogue.cuh>
 #include <deq/backend/cuda/conv/operands.cuh>
+#include <deq/backend/cuda/conv/warpgroup.cuh>
 
 namespace deq::cuda {
 
@@ -102,7 +103,9 @@ class HaloWeights : public AlongSum<T, T::columns> {
 #pragma unroll
     for (int q = 0; q < T::b_quads; ++q)
       if (this->present(q))
-        copy_behind(reinterpret_cast<Quad<Word>*>(this->place(q, to)),
+        copy_behind(reinterpret_cast<Quad<Word>*>(
+                        to + TileProduct<T>::place_in_b(this->line(q),
+                                                        this->first() / T::Arithmetic::numbers)),
                     reinterpret_cast<const Quad<Word>*>(from_ + q * step_ + at));
   }
 
@@ -163,15 +166,16 @@ __global__ void __launch_bounds__(threads, 2)
   for (int i = 0; i < Stages::count - 1; ++i) copy_weights();
 
   const HaloPixels<T, width> a(map, halo, segments, samples, x, first_row);
-  int row[T::a_rows];
+  using Product = TileProduct<T>;
+  int row[Product::a_rows];
   {
     const auto first = a.load(0, 0), second = a.load(0, 1);
 #pragma unroll
-    for (int i = 0; i < T::a_rows; ++i) row[i] = a.place_of(T::row_of(i));
+    for (int i = 0; i < Product::a_rows; ++i) row[i] = a.place_of(Product::row_of(i));
     a.put(first, 0, halos);
     a.put(second, 1, halos);
   }
-  T product;
+  Product product;
   Word *here = halos, *there = halos + a.size();
   int stage = 0;
   typename HaloPixels<T, width>::Part loaded;
@@ -181,13 +185,11 @@ __global__ void __launch_bounds__(threads, 2)
     int column = 0;
     for (int step = 0; step < steps; ++step) {
       wait_for_copies<Stages::count - 2>();
+      Product::show_copies();
       __syncthreads();
       copy_weights();
       if (more && step == 0) loaded = a.load(slice + 1, 0);
-      const Word* const of_step = weights + stage * Stages::size;
-#pragma unroll
-      for (int tap = 0; tap < taps; ++tap)
-        product.add_stage(line + (column + tap) * T::line, row, of_step + tap * T::b_size);
+      product.template add_taps<taps>(line + column * T::line, row, weights + stage * Stages::size);
       stage = stage + 1 < Stages::count ? stage + 1 : 0;
       column += taps;
       if (column == map.x.taps) {

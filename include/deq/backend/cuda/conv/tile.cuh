@@ -102,6 +102,15 @@ struct Tile {
     return A::tensor_cores ? at.row + 16 * i + static_cast<int>(threadIdx.x) % 16
                            : at.row + 8 * i + at.group;
   }
+  /// Where a word of a column of B is in a stage.
+  __device__ static int place_in_b(int column, int word) { return column * line + word; }
+  __device__ static void show_copies() {}
+  /// sum += A B over stages whose rows of A begin one line after the other.
+  template <int stages>
+  __device__ void add_taps(const Word* a, const int (&row)[a_rows], const Word* b) {
+#pragma unroll
+    for (int s = 0; s < stages; ++s) add_stage(a + s * line, row, b + s * b_size);
+  }
   /// sum += A B over one stage: row i of this thread begins at a + row[i], column j of B at b + j
   /// line.
   __device__ void add_stage(const Word* a, const int (&row)[a_rows], const Word* b) {

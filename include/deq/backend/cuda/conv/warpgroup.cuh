@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT
+// Products by wgmma, of groups of four warps: A comes from registers, B from where it lies in
+// shared memory, and the tensor cores run at the full rate of Hopper (sm_90a). In words the layout
+// of both is the same for all precisions: of A as for mma.sync (arithmetic.cuh), of B quads of
+// words along the sum, eight columns of a quad together (PTX ISA, "wgmma", K-major without
+// swizzling).
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <deq/backend/cuda/conv/tile.cuh>
+
+namespace deq::cuda {
+
+// Elsewhere, and on the host's side of a compilation, Tile multiplies by itself.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(DEQ_CUDA_EMULATION)
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+/// Of eight words of the sum by so many columns, as wgmma wants to be told: where they are, and how
+/// far it is from one quad of the sum to the next and from eight columns to the next.
+__device__ inline std::uint64_t matrix_in_shared(const unsigned* from, int to_next_quad) {
+  const auto bytes16 = [](unsigned bytes) { return std::uint64_t{(bytes & 0x3ffff) >> 4}; };
+  constexpr unsigned eight_columns = 8 * sizeof(Quad<unsigned>);
+  return bytes16(static_cast<unsigned>(__cvta_generic_to_shared(from))) |
+         bytes16(static_cast<unsigned>(to_next_quad) * 4u) << 16 | bytes16(eight_columns) << 32;
+}
+
+/// d += a b, 64 rows of a group of warps by `columns`; runs behind until wait_for_products.
+template <class Precision, int columns>
+__device__ void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4],
+                                std::uint64_t b) {
+  static_assert(columns == 32 || columns == 64);
+  if constexpr (std::is_same_v<Precision, Bf16>) {
+    if constexpr (columns == 32) {
+      asm volatile(
+          "{.reg .pred add;\n"
+          "setp.ne.b32 add, %21, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+          "}, {%16,%17,%18,%19}, %20, add, 1, 1, 0;}\n"
+          : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
+            "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
+            "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
+    } else {
+      asm volatile(
+          "{.reg .pred add;\n"
+          "setp.ne.b32 add, %37, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+          "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+          "}, {%32,%33,%34,%35}, %36, add, 1, 1, 0;}\n"
+          : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
+            "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
+            "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]),
+            "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
+            "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]),
+            "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
+            "+f"(d[7][2]), "+f"(d[7][3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
+    }
+  } else {
+    if constexpr (columns == 32) {
+      asm volatile(
+          "{.reg .pred add;\n"
+          "setp.ne.b32 add, %21, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {"
+          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+          "}, {%16,%17,%18,%19}, %20, add, 1, 1;}\n"
+          : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
+            "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
+            "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
+    } else {
+      asm volatile(
+          "{.reg .pred add;\n"
+          "setp.ne.b32 add, %37, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
+          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+          "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+          "}, {%32,%33,%34,%35}, %36, add, 1, 1;}\n"
+          : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
+            "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
+            "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]),
+            "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
+            "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]),
+            "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
+            "+f"(d[7][2]), "+f"(d[7][3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
+    }
+  }
+}
+/// What was written to registers, and to shared memory by copies, is there for the products.
+__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void wait_for_products() {
+  asm volatile(
+      "wgmma.commit_group.sync.aligned;\n"
+      "wgmma.wait_group.sync.aligned 0;" ::
+          : "memory");
+}
+__device__ inline void show_copies_to_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+/// Keeps the compiler from moving a register across.
+__device__ inline void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+
+#else
+
+struct MatrixInShared {
+  const unsigned* from;
+  int to_next_quad;
+};
+inline MatrixInShared matrix_in_shared(const unsigned* from, int to_next_quad) {
+  return {from, to_next_quad};
+}
+template <class Precision, int columns>
+void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4], MatrixInShared b) {
+  const int lane = static_cast<int>(threadIdx.x) % warp_threads;
+  for (int j = 0; j < columns / 8; ++j) {
+    const unsigned* const word = b.from + (8 * j + lane / 4) * 4 + lane % 4;
+    Arithmetic<float, Precision>::multiply(d[j], a, word[0], word[b.to_next_quad]);
+  }
+}
+inline void begin_products() {}
+inline void wait_for_products() {}
+inline void show_copies_to_products() {}
+inline void pin(float&) {}
+
+#endif
+
+/// The tile T of sums, by two groups of four warps, each of 64 rows and some of the columns.
+template <class T, class Precision>
+class WarpgroupTile {
+  using S = typename T::S;
+  using Word = typename T::Word;
+  static constexpr int groups_down = T::rows / 64, columns = T::columns * groups_down / 2;
+
+ public:
+  // As those of Tile.
+  static constexpr int a_rows = 1;
+  __device__ static int row_of(int) { return first_row() + static_cast<int>(threadIdx.x) % 16; }
+  __device__ static int place_in_b(int column, int word) {
+    return word / 4 * to_next_quad + column * 4 + word % 4;
+  }
+  __device__ static void show_copies() { show_copies_to_products(); }
+
+  template <int taps>
+  __device__ void add_taps(const Word* a, const int (&row)[a_rows], const Word* b) {
+    a += row[0] + static_cast<int>(threadIdx.x) % warp_threads / 16 * 4;
+    b += first_column() * 4;
+    constexpr int halves = stage_words / 8;
+    Word of_a[taps][halves][4];
+#pragma unroll
+    for (int tap = 0; tap < taps; ++tap)
+#pragma unroll
+      for (int k = 0; k < halves; ++k) load_squares(of_a[tap][k], a + tap * T::line + 8 * k);
+    pin_sums();
+    begin_products();
+#pragma unroll
+    for (int tap = 0; tap < taps; ++tap)
+#pragma unroll
+      for (int k = 0; k < halves; ++k)
+        multiply_behind<Precision, columns>(
+            sum_, of_a[tap][k],
+            matrix_in_shared(b + tap * T::b_size + 2 * k * to_next_quad, to_next_quad));
+    wait_for_products();
+    pin_sums();
+  }
+
+  __device__ void spread(S* shared) const {
+    const int lane = static_cast<int>(threadIdx.x) % warp_threads;
+#pragma unroll
+    for (int j = 0; j < columns / 8; ++j)
+#pragma unroll
+      for (int k = 0; k < 4; k += 2)
+        store_pack(shared + (first_row() + lane / 4 + 4 * k) * T::sum_line + first_column() +
+                       8 * j + 2 * (lane % 4),
+                   Pack<S, 2>{sum_[j][k], sum_[j][k + 1]});
+    __syncthreads();
+  }
+
+ private:
+  static constexpr int to_next_quad = T::columns * 4;
+
+  __device__ static int group() { return static_cast<int>(threadIdx.x) / (4 * warp_threads); }
+  __device__ static int first_row() {
+    const int warp = static_cast<int>(threadIdx.x) / warp_threads;
+    return group() % groups_down * 64 + warp % 4 * 16;
+  }
+  __device__ static int first_column() { return group() / groups_down * columns; }
+  __device__ void pin_sums() {
+#pragma unroll
+    for (int j = 0; j < columns / 8; ++j)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) pin(sum_[j][k]);
+  }
+
+  S sum_[columns / 8][4] = {};
+};
+
+/// Who multiplies in a tile T.
+template <class T>
+using TileProduct = std::conditional_t<T::Arithmetic::tensor_cores,
+                                       WarpgroupTile<T, typename T::Arithmetic::Precision>, T>;
+#else
+template <class T>
+using TileProduct = T;
+#endif
+
+}  // namespace deq::cuda

@@ -25,6 +25,18 @@ __device__ inline void load_squares(unsigned (&words)[4], const unsigned* line) 
 #endif
 }
 
+/// The same of the squares transposed: words of two numbers of 16 bits, which change places.
+__device__ inline void load_squares_transposed(unsigned (&words)[4], const unsigned* line) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(line)))
+               : "memory");
+#else
+  deq_emulation::ldmatrix_x4_trans(words, line);
+#endif
+}
+
 // Copies from global to shared memory that no thread waits for before wait_for_copies.
 
 /// Both are aligned to 16 bytes.

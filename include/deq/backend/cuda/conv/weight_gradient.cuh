@@ -5,6 +5,7 @@
 #pragma once
 
 #include <deq/backend/cuda/conv/convolution.cuh>
+#include <deq/backend/cuda/conv/halo_gradient.cuh>
 #include <deq/backend/cuda/pointwise.cuh>
 
 namespace deq::cuda {
@@ -40,19 +41,18 @@ __global__ void __launch_bounds__(threads)
                    parts + blockIdx.z * map.depth() * columns, false);
 }
 
-/// dw (O, C, kh, kw) (+)= the sum over all samples.
+/// The sums of the parts of the gradient, depth x out_channels each, as many as there are.
 template <class A, class S>
-void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate) {
-  const ImageMap map(g, false);
-  const Index depth = map.depth(), columns = g.out_channels, taps = g.kernel_size();
-  const Index channels = g.in_channels, terms = g.samples * map.pixels();
+Index gather_gradient(const ImageMap& map, const S* x, const S* dy, Scratch<S>& parts) {
+  const Index depth = map.depth(), columns = map.out_channels,
+              terms = static_cast<Index>(map.samples) * map.pixels();
   const TilePlan plan(depth, columns, 0);
   constexpr Index least = 512;  // terms: fewer are not worth a part of their own
   const SumPlan sum(terms, plan.row_tiles * plan.column_tiles, processors(), least);
-  const Scratch<S> parts(sum.parts * depth * columns);
+  parts = Scratch<S>(sum.parts * depth * columns);
   with_tile(plan, [&](auto rows, auto tile_columns) {
     using T = Tile<A, rows, tile_columns>;
-    with_width(channels, x, [&](auto width) {
+    with_width(map.channels, x, [&](auto width) {
       with_width(columns, dy, [&](auto width_of_dy) {
         launch({.x = plan.row_tiles,
                 .y = plan.column_tiles,
@@ -63,8 +63,54 @@ void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bo
       });
     });
   });
+  return sum.parts;
+}
+/// The same from halos of tiles of so many rows.
+template <class A, int rows, int side, class S>
+Index halo_gradient(const ImageMap& map, const S* x, const S* dy, Scratch<S>& parts) {
+  using T = Tile<A, rows, 64>;
+  const Segments segments(map.pixels());
+  const Halo halo(map, rows);
+  const Index row_tiles = divide_up<Index>(segments.rows_of(map.samples), rows),
+              slices = divide_up<Index>(map.channels, T::stage),
+              column_tiles = divide_up<Index>(map.out_channels, T::columns);
+  const SumPlan sum(row_tiles, slices * column_tiles, processors(), 1);
+  parts = Scratch<S>(sum.parts * map.depth() * map.out_channels);
+  launch({.x = slices,
+          .y = column_tiles,
+          .z = sum.parts,
+          .shared_bytes =
+              2 * sizeof(typename T::Word) * static_cast<std::size_t>(gradient_words<T>(halo))},
+         halo_gradient_kernel<T, side>, map, segments, halo, x, dy, static_cast<int>(row_tiles),
+         static_cast<int>(sum.terms_a_part), parts.data());
+  return sum.parts;
+}
+
+/// dw (O, C, kh, kw) (+)= the sum over all samples.
+template <class A, class S>
+void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate) {
+  const ImageMap map(g, false);
+  Scratch<S> parts;
+  const Index count = [&] {
+    if constexpr (A::numbers == 2)
+      if (map.y.taps == map.x.taps && (map.x.taps == 1 || map.x.taps == 3) &&
+          in_quads(map.channels, x) && in_quads(map.out_channels, dy)) {
+        const bool dot = map.x.taps == 1;
+        switch (Halo::rows(map)) {
+          case 128:
+            return dot ? halo_gradient<A, 128, 1>(map, x, dy, parts)
+                       : halo_gradient<A, 128, 3>(map, x, dy, parts);
+          case 64:
+            return dot ? halo_gradient<A, 64, 1>(map, x, dy, parts)
+                       : halo_gradient<A, 64, 3>(map, x, dy, parts);
+          default: break;
+        }
+      }
+    return gather_gradient<A>(map, x, dy, parts);
+  }();
+  const Index depth = map.depth(), columns = g.out_channels, taps = g.kernel_size();
+  const Index channels = g.in_channels;
   const S* part = parts.data();
-  const Index count = sum.parts;
   for_each_index(depth * columns, [=] __device__(Index i) {
     // Neighbouring threads read neighbouring numbers of the parts.
     const Index k = i / columns, o = i % columns, tap = k / channels, c = k % channels;

@@ -22,7 +22,6 @@ struct AdamTensors {
 
 template <class S>
 __global__ void __launch_bounds__(threads) adam_kernel(AdamStep<S> step, AdamTensors<S> tensors) {
-  follow_kernel();
   int k = tensors.count - 1;
   while (tensors.first_block[k] > static_cast<Index>(blockIdx.x)) --k;
   const AdamTensor<S>& t = tensors.tensor[k];

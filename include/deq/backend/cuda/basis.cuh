@@ -14,7 +14,6 @@ inline constexpr int norms = 2;
 template <class S, class T, class Load>
 __global__ void __launch_bounds__(threads)
     project_kernel(Samples a, BasisView<const T> h, const Index* rank, Load load, S* part) {
-  follow_kernel();
   const Index j = blockIdx.x, s = a[j];
   if (s < 0) return;
   constexpr int warps = threads / warp_threads;
@@ -67,7 +66,6 @@ template <class S, class T, class Load, class Put>
 __global__ void __launch_bounds__(threads)
     combine_kernel(Samples a, BasisView<const T> h, const Index* rank, const S* coefficient,
                    Load load, Put put, S* part) {
-  follow_kernel();
   const Index j = blockIdx.x, s = a[j];
   if (s < 0) return;
   const S* c = coefficient + s * h.capacity;

@@ -49,7 +49,6 @@ struct BroadcastTerm {
 template <bool by_blocks, class S, class Term, std::size_t K>
 __global__ void __launch_bounds__(threads)
     broadcast_kernel(SubNest<K> kept, SubNest<K> reduced, Term term, S* out, bool accumulate) {
-  follow_kernel();
   const Index first = by_blocks ? static_cast<Index>(blockIdx.x) : thread_index();
   const Index step = by_blocks ? gridDim.x : static_cast<Index>(gridDim.x) * blockDim.x;
   for (Index target = first; target < kept.count; target += step) {

@@ -9,7 +9,6 @@ namespace cuda {
 template <class S, class Function, class... In>
 __global__ void __launch_bounds__(threads)
     elementwise_kernel(Index n, Function f, S* out, const In*... in) {
-  follow_kernel();
   const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
   for (Index i = thread_index(); i < n; i += stride) out[i] = f(in[i]...);
 }

@@ -12,7 +12,6 @@ template <class T>
 __global__ void __launch_bounds__(threads)
     gemm_kernel(MatrixView<typename T::S> a, MatrixView<typename T::S> b, Index terms,
                 typename T::S* c, bool accumulate) {
-  follow_kernel();
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows,
               first_column = static_cast<Index>(blockIdx.y) * T::columns;
   typename T::Word* const shared = dynamic_shared<typename T::Word>();

@@ -147,7 +147,6 @@ class Replay {
 /// Sets whether a loop goes on: by one warp.
 template <int lanes>
 __global__ void go_on_kernel(Samples a, cudaGraphConditionalHandle handle) {
-  follow_kernel();
   bool anybody = false;
   for (Index first = 0; first < a.count; first += lanes) {
     const Index j = first + threadIdx.x;

@@ -38,31 +38,7 @@ struct Grid {
   std::size_t shared_bytes = 0;
 };
 
-/// Whether a kernel may take its places before the one that it follows has ended (Hopper).
-inline bool kernels_overlap() {
-#ifdef __CUDACC__
-  static const bool can = [] {
-    int device = 0, major = 0;
-    check(cudaGetDevice(&device), "find the device");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-          "ask for the compute capability");
-    return major >= 9;
-  }();
-  return can;
-#else
-  return false;
-#endif
-}
-/// The first thing that every kernel does: until then it may have taken its places early, and must
-/// touch no memory; afterwards all is done that was launched before it. The next kernel may take
-/// its places now.
-__device__ inline void follow_kernel() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-/// Runs kernel(arguments...) in the stream. The kernel begins with follow_kernel.
+/// Runs kernel(arguments...) in the stream.
 template <class... Parameters, class... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
@@ -80,13 +56,6 @@ void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... argu
   config.blockDim = dim3(static_cast<unsigned>(grid.block));
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream();
-#ifdef __CUDACC__
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = kernels_overlap() ? 1 : 0;
-#endif
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
         "launch a kernel");
 }
@@ -144,7 +113,6 @@ __device__ inline Index thread_index() {
 
 template <class Body>
 __global__ void index_kernel(Index n, Body body) {
-  follow_kernel();
   const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
   for (Index i = thread_index(); i < n; i += stride) body(i);
 }
@@ -178,7 +146,6 @@ inline Grid chunks_of(Samples a, Index dim) { return {.x = a.count, .y = divide_
 
 template <class Body>
 __global__ void __launch_bounds__(threads) number_kernel(Samples a, Index dim, Body body) {
-  follow_kernel();
   const Index j = blockIdx.x, s = a[j];
   if (s < 0) return;
   for_each_in_chunk(dim, [&](Index i, int) { body(s, j, i); });

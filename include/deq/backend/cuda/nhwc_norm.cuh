@@ -103,7 +103,6 @@ class PixelPiece {
 template <int n, class Body>
 __global__ void __launch_bounds__(threads)
     piece_kernel(PixelPieces<n> pieces, RowSet samples, Body body) {
-  follow_kernel();
   const PixelPiece<n> piece(pieces);
   if (samples.contains(piece.sample)) body(piece);
 }

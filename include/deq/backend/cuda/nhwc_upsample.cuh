@@ -34,7 +34,6 @@ template <int n, class S>
 __global__ void __launch_bounds__(threads)
     upsample_add_kernel(UpsampledLines<n> lines, RowSet samples, const S* large, const S* small,
                         S* y) {
-  follow_kernel();
   const NhwcUpsampling& g = lines.g;
   const int line = static_cast<int>(blockIdx.x), small_line = lines.by_factor.quotient(line);
   if (!samples.contains(lines.by_height.quotient(small_line))) return;
@@ -59,7 +58,6 @@ template <int n, class S>
 __global__ void __launch_bounds__(threads)
     upsample_add_vjp_kernel(UpsampledLines<n> lines, RowSet samples, const S* y, const S* cotangent,
                             NhwcSink<S> of_large, NhwcSink<S> of_small) {
-  follow_kernel();
   const NhwcUpsampling& g = lines.g;
   const int line = static_cast<int>(blockIdx.x), factor = static_cast<int>(g.factor);
   if (!samples.contains(lines.by_height.quotient(line))) return;

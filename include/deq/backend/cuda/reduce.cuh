@@ -51,7 +51,6 @@ using Scratch = Array<PooledMemory, T>;
 
 template <class S, class Put>
 __global__ void add_chunks_kernel(Samples a, Index chunks, Index width, const S* part, Put put) {
-  follow_kernel();
   const Index index = thread_index(), j = index / width, k = index % width;
   if (j >= a.count || a[j] < 0) return;
   const S* row = part + j * chunks * width + k;
@@ -74,7 +73,6 @@ __device__ S* part_of_block(S* part, Index width) {
 template <int K, class S, class Term>
 __global__ void __launch_bounds__(threads)
     sample_sums_kernel(Samples a, Index dim, Term term, S* part) {
-  follow_kernel();
   const Index j = blockIdx.x, s = a[j];
   if (s < 0) return;
   S sum[K] = {};

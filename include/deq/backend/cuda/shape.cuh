@@ -24,7 +24,6 @@ struct TransposeGeometry {
 template <class S>
 __global__ void __launch_bounds__(threads)
     transpose_kernel(TransposeGeometry g, RowSet samples, const S* x, S* y, bool accumulate) {
-  follow_kernel();
   __shared__ S square[tile][tile + 1];  // the columns in different banks
   const Index block = blockIdx.x, row_block = block / g.column_tiles();
   const Index column = block % g.column_tiles() * tile, row = row_block % g.row_tiles() * tile;
@@ -59,7 +58,6 @@ namespace cuda {
 template <int n, class S>
 __global__ void __launch_bounds__(threads)
     copy_strips_kernel(StripGeometry g, const S* from, S* to, bool accumulate) {
-  follow_kernel();
   from += blockIdx.x * g.from_stride;
   to += blockIdx.x * g.to_stride;
   const Index step = static_cast<Index>(gridDim.y) * threads * n;

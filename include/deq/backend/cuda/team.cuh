@@ -43,7 +43,6 @@ struct Team {
 
 template <int size, class Body>
 __global__ void __launch_bounds__(threads) team_kernel(Index n, Body body) {
-  follow_kernel();
   const Index i = thread_index() / size;
   if (i < n) body(i, Team<size>{static_cast<int>(threadIdx.x) % size});
 }

@@ -135,7 +135,6 @@ __global__ void __launch_bounds__(threads, 2)
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const typename T::S* x,
                 const typename T::Word* packed, int words_of_tap, Index words_of_column,
                 ConvEpilogue<typename T::S> epilogue) {
-  follow_kernel();
   using Word = typename T::Word;
   using Stages = WeightStages<T, taps>;
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;

@@ -80,7 +80,6 @@ template <class T, int side>
 __global__ void __launch_bounds__(threads, 2)
     halo_gradient_kernel(ImageMap map, Segments segments, Halo halo, const typename T::S* x,
                          const typename T::S* dy, int row_tiles, int tiles, typename T::S* parts) {
-  follow_kernel();
   using S = typename T::S;
   using Word = typename T::Word;
   using Pixels = HaloPixels<T, 4>;

@@ -13,7 +13,6 @@ __global__ void __launch_bounds__(threads)
     implicit_gemm_kernel(ImageMap map, Segments segments, RowSet samples, const typename T::S* x,
                          const typename T::Word* packed, Index packed_depth,
                          ConvEpilogue<typename T::S> epilogue) {
-  follow_kernel();
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
   const int first_column = static_cast<int>(blockIdx.y) * T::columns;
   if (nobody(map, segments, samples, first_row, T::rows)) return;

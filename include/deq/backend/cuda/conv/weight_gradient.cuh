@@ -25,7 +25,6 @@ template <class T, int width, int width_of_dy>
 __global__ void __launch_bounds__(threads)
     weight_gradient_kernel(ImageMap map, const typename T::S* x, MatrixView<typename T::S> dy,
                            Index terms, Index terms_a_part, typename T::S* parts) {
-  follow_kernel();
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows,
               first_column = static_cast<Index>(blockIdx.y) * T::columns;
   const Index first = blockIdx.z * terms_a_part,

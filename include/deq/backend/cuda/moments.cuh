@@ -73,7 +73,7 @@ template <class S>
 void group_statistics_of_moments(const NormGeometry& g, Index parts, const S* moments,
                                  const NormStatistics<S>& to) {
   const MomentParts<const S> all{moments, g.channels, parts};
-  if (g.shared)  // few statistics, of many parts
+  if (g.shared || parts * g.channels_per_statistic >= 2 * threads)  // long sums
     add_moments<threads>(g, all, to);
   else
     add_moments<warp_threads>(g, all, to);

@@ -103,13 +103,16 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
   for (int i = static_cast<int>(threadIdx.x); i < pieces * T::columns; i += threads) {
     const int begin = i / T::columns * segments.rows, c = i % T::columns;
     if (place[begin] < 0 || first_column + c >= map.out_channels) continue;
+    // The rows of a segment that are there come first.
+    const int rest = map.pixels() - segments.row(first_row + begin).pixel,
+              count = rest < segments.rows ? rest : segments.rows;
     S n = 0, mean = 0, squares = 0;
-    for (int r = begin; r < begin + segments.rows && place[r] >= 0; r += rows) {
-      S k = 0;
-      for (int j = 0; j < rows; ++j) k += place[r + j] >= 0 ? S(1) : S(0);
-      const S distance = sums[r * T::sum_line + c] - mean, total = n + k;
-      mean += distance * (k / total);
-      squares += sums[(r + 1) * T::sum_line + c] + distance * distance * (n * k / total);
+    for (int r = 0; r < count; r += rows) {
+      const S k = static_cast<S>(count - r < rows ? count - r : rows), total = n + k;
+      const S* const of_rows = sums + (begin + r) * T::sum_line + c;
+      const S distance = of_rows[0] - mean, share = k / total;
+      mean += distance * share;
+      squares += of_rows[T::sum_line] + distance * distance * n * share;
       n = total;
     }
     S* const moments = epilogue.moments + (first_row + begin) / segments.rows *

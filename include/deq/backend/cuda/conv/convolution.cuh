@@ -53,7 +53,7 @@ void convolve(const ImageMap& map, const S* x, const S* packed, ConvEpilogue<S> 
       const auto with_taps = [&](auto taps) {
         grid.shared_bytes = halo_bytes<T, taps>(halo);
         launch(grid, halo_kernel<T, width, taps>, map, segments, halo, samples, x, words,
-               static_cast<int>(weight.channels / A::numbers), weight.depth / A::numbers, epilogue);
+               weight.words_of_tile(A::numbers), epilogue);
       };
       if constexpr (width == 4)
         if (map.x.taps == 3) return with_taps(std::integral_constant<int, 3>{});
@@ -79,22 +79,27 @@ void pack_weight(const Conv2dGeometry& g, bool transposed, const S* w, S* packed
   for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
     const ImageMap map(g, transposed, phase);
     const PackedWeight weight(map);
-    const int channels = static_cast<int>(weight.channels);
+    const int map_taps = map.y.taps * map.x.taps;
     auto* const words = reinterpret_cast<typename A::Word*>(packed);
     for_each_index(weight.words(A::numbers), [=] __device__(Index i) {
-      const Index line = weight.depth / A::numbers, n = i / line, first = i % line * A::numbers;
+      const PackedWeight::Place at = weight.place(i, map_taps, A::numbers);
       S x[A::numbers];
       for (int d = 0; d < A::numbers; ++d) {
-        const int k = static_cast<int>(first) + d;
-        const int t = k / channels, c = k % channels;
-        if (t >= map.y.taps * map.x.taps || c >= map.channels || n >= map.out_channels) {
+        // Where channels are not padded, a word may have channels of two taps.
+        Index tap = at.tap, c = at.channel + d;
+        if (c >= weight.channels) {
+          ++tap;
+          c -= weight.channels;
+        }
+        if (tap >= map_taps || c >= map.channels || at.column >= map.out_channels) {
           x[d] = 0;
           continue;
         }
-        const int y = t / map.x.taps * map.y.tap_step + map.y.tap_first,
-                  column = t % map.x.taps * map.x.tap_step + map.x.tap_first;
-        x[d] = w[((transposed ? c : n) * in_channels + (transposed ? n : c)) * taps +
-                 y * kernel_width + column];
+        const Index y = tap / map.x.taps * map.y.tap_step + map.y.tap_first,
+                    column = tap % map.x.taps * map.x.tap_step + map.x.tap_first;
+        x[d] =
+            w[((transposed ? c : at.column) * in_channels + (transposed ? at.column : c)) * taps +
+              y * kernel_width + column];
       }
       words[i] = A::word(x);
     });

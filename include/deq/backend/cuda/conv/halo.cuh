@@ -88,44 +88,12 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   int at_[parts * quads];
 };
 
-/// The packed weight of a tile's columns, one tap of a slice at a time.
-template <class T>
-class HaloWeights : public AlongSum<T, T::columns> {
-  using Word = typename T::Word;
-
- public:
-  __device__ HaloWeights(const Word* packed, Index line, Index first_column)
-      : from_(packed + (first_column + this->line(0)) * line +
-              this->first() / T::Arithmetic::numbers),
-        step_(threads / 4 * line) {}
-  /// `at` words from the beginning of every column.
-  __device__ void copy(int at, Word* to) const {
-#pragma unroll
-    for (int q = 0; q < T::b_quads; ++q)
-      if (this->present(q))
-        copy_behind(reinterpret_cast<Quad<Word>*>(
-                        to + TileProduct<T>::place_in_b(this->line(q),
-                                                        this->first() / T::Arithmetic::numbers)),
-                    reinterpret_cast<const Quad<Word>*>(from_ + q * step_ + at));
-  }
-
- private:
-  const Word* from_;
-  Index step_;  ///< from a quad of this thread to the next
-};
-
-/// How weights wait in shared memory: in stages of so many taps, of which several are on their way.
-template <class T, int taps>
-struct WeightStages {
-  static constexpr int count = taps > 1 ? 3 : 4, size = taps * T::b_size;
-};
-
 /// Shared memory: two slices of the halo, and the weights; then the sums.
 template <class T, int taps>
 std::size_t halo_bytes(const Halo& halo) {
-  using Stages = WeightStages<T, taps>;
+  using Weights = CopiedWeights<T, taps>;
   const auto words =
-      static_cast<std::size_t>(2 * halo.pixels() * T::line + Stages::count * Stages::size);
+      static_cast<std::size_t>(2 * halo.pixels() * T::line + Weights::count * Weights::size);
   return std::max(words * sizeof(typename T::Word), T::sum_bytes);
 }
 
@@ -133,40 +101,22 @@ std::size_t halo_bytes(const Halo& halo) {
 template <class T, int width, int taps>
 __global__ void __launch_bounds__(threads, 2)
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const typename T::S* x,
-                const typename T::Word* packed, int words_of_tap, Index words_of_column,
+                const typename T::Word* packed, Index words_of_tile,
                 ConvEpilogue<typename T::S> epilogue) {
   using Word = typename T::Word;
-  using Stages = WeightStages<T, taps>;
+  using Product = TileProduct<T>;
+  using Weights = TileWeights<T, taps>;
+  static_assert(Weights::count <= CopiedWeights<T, taps>::count);
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
   const int first_column = static_cast<int>(blockIdx.y) * T::columns;
   if (nobody(map, segments, samples, first_row, T::rows)) return;
-  const HaloWeights<T> b(packed, words_of_column, first_column);
   Word* const halos = dynamic_shared<Word>();
-  Word* const weights = halos + 2 * halo.pixels() * T::line;
   const int slices = (map.channels + T::stage - 1) / T::stage,
             steps = map.y.taps * map.x.taps / taps;  // of a slice
-
-  // What is copied next: where it is in a column, how much of the slice it leaves, where it goes.
-  int next = 0, next_left = steps, next_slice = 0, next_stage = 0;
-  const auto copy_weights = [&] {
-    if (next_slice < slices && steps > 0) {
-#pragma unroll
-      for (int tap = 0; tap < taps; ++tap)
-        b.copy(next + tap * words_of_tap, weights + next_stage * Stages::size + tap * T::b_size);
-      next += taps * words_of_tap;
-      if (--next_left == 0) {
-        next_left = steps;
-        next = ++next_slice * stage_words;
-      }
-      next_stage = next_stage + 1 < Stages::count ? next_stage + 1 : 0;
-    }
-    close_copies();
-  };
-#pragma unroll
-  for (int i = 0; i < Stages::count - 1; ++i) copy_weights();
+  Weights weights(packed + blockIdx.y * words_of_tile, slices * steps,
+                  halos + 2 * halo.pixels() * T::line);
 
   const HaloPixels<T, width> a(map, halo, segments, samples, x, first_row);
-  using Product = TileProduct<T>;
   int row[Product::a_rows];
   {
     const auto first = a.load(0, 0), second = a.load(0, 1);
@@ -177,20 +127,17 @@ __global__ void __launch_bounds__(threads, 2)
   }
   Product product;
   Word *here = halos, *there = halos + a.size();
-  int stage = 0;
   typename HaloPixels<T, width>::Part loaded;
   for (int slice = 0; slice < slices; ++slice) {
     const bool more = slice + 1 < slices;
     const Word* line = here;
     int column = 0;
     for (int step = 0; step < steps; ++step) {
-      wait_for_copies<Stages::count - 2>();
-      Product::show_copies();
+      const Word* const b = weights.wait();
       __syncthreads();
-      copy_weights();
+      weights.copy_next();
       if (more && step == 0) loaded = a.load(slice + 1, 0);
-      product.template add_taps<taps>(line + column * T::line, row, weights + stage * Stages::size);
-      stage = stage + 1 < Stages::count ? stage + 1 : 0;
+      product.template add_packed<taps>(line + column * T::line, row, b);
       column += taps;
       if (column == map.x.taps) {
         column = 0;

@@ -182,10 +182,14 @@ struct TilePlan {
   Index rows, columns;  ///< of a tile
   Index row_tiles, column_tiles;
 
+  /// Columns of every tile. No matter how many rows there are.
+  static Index columns_of(Index all_columns, Index most_rows) {
+    return all_columns > 32 || most_rows < 128 ? 64 : 32;
+  }
   /// Tiles of 128 x 64, but narrow ones for few columns, and otherwise low ones where the others
   /// would leave processors without work or have more than `most_rows`.
   TilePlan(Index all_rows, Index all_columns, Index processors, Index most_rows = 128)
-      : rows(most_rows), columns(all_columns > 32 || most_rows < 128 ? 64 : 32) {
+      : rows(most_rows), columns(columns_of(all_columns, most_rows)) {
     column_tiles = (all_columns + columns - 1) / columns;
     const auto tiles = [&] { return (all_rows + rows - 1) / rows; };
     if (columns == 64 && tiles() * column_tiles < 2 * processors) rows = 64;
@@ -207,19 +211,31 @@ struct SumPlan {
   }
 };
 
-/// A weight packed as B, the terms of a column one after the other: whole stages of the sum (of
-/// every tap, where halos are used), whole tiles of columns, zeros in between.
+/// A weight packed as B, padded with zeros to whole stages of the sum and to whole tiles of
+/// columns. Words are what is multiplied at a time, `numbers` of the sum each.
+///
+///     gathered     | column | word of the sum: tap, channel |
+///     with a halo  | tile of columns | slice of 16 words of channels | tap | quad of words |
+///                  | column of the tile | word of the quad |
+///
+/// so that what a tile needs next is always next in memory, in the order of shared memory.
 struct PackedWeight {
-  static constexpr Index depth_multiple = 32, column_multiple = 64;
-  Index channels;        ///< of a tap, padded or not
-  Index depth, columns;  ///< padded
+  static constexpr Index depth_multiple = 32, column_multiple = 64, slice_words = 16;
+  bool halo;
+  Index channels;         ///< of a tap, padded with a halo
+  Index depth, columns;   ///< padded
+  Index columns_of_tile;  ///< with a halo
 
   explicit PackedWeight(const ImageMap& map)
-      : channels(Halo::rows(map) > 0 ? padded(map.channels, depth_multiple) : map.channels),
+      : halo(Halo::rows(map) > 0),
+        channels(halo ? padded(map.channels, depth_multiple) : map.channels),
         depth(padded(map.y.taps * map.x.taps * channels, depth_multiple)),
-        columns(padded(map.out_channels, column_multiple)) {}
+        columns(padded(map.out_channels, column_multiple)),
+        columns_of_tile(TilePlan::columns_of(map.out_channels, Halo::rows(map))) {}
   /// Words, each of so many numbers and as large as one.
   Index words(Index numbers) const { return depth / numbers * columns; }
+  /// Of a tile of columns.
+  Index words_of_tile(Index numbers) const { return depth / numbers * columns_of_tile; }
 
   /// Of all phases.
   static Index words(const Conv2dGeometry& g, bool transpose, Index numbers) {
@@ -227,6 +243,23 @@ struct PackedWeight {
     for (int phase = 0; phase < ImageMap::phases(g, transpose); ++phase)
       sum += PackedWeight(ImageMap(g, transpose, phase)).words(numbers);
     return sum;
+  }
+
+  /// What word i stands for: `numbers` channels from the first of a tap on.
+  struct Place {
+    Index column, tap, channel;
+  };
+  DEQ_HOST_DEVICE Place place(Index i, Index taps, Index numbers) const {
+    if (!halo) {
+      const Index line = depth / numbers, k = i % line * numbers;
+      return {i / line, k / channels, k % channels};
+    }
+    const Index block = slice_words * columns_of_tile;  // of one tap of one slice
+    const Index blocks = i / block, in_block = i % block;
+    const Index blocks_of_tile = depth / numbers / slice_words, in_tile = blocks % blocks_of_tile;
+    const Index word = in_block / (4 * columns_of_tile) * 4 + in_block % 4;
+    return {blocks / blocks_of_tile * columns_of_tile + in_block % (4 * columns_of_tile) / 4,
+            in_tile % taps, (in_tile / taps * slice_words + word) * numbers};
   }
 
  private:

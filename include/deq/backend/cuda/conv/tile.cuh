@@ -89,7 +89,7 @@ struct Tile {
         load();
       }
       const Word* const from = shared + (s % 2) * (a_size + b_size);
-      add_stage(from, row, from + a_size);
+      add_stage<line, 4>(from, row, from + a_size);
       if (s + 1 < stages) put(s + 1);
     }
     __syncthreads();  // shared memory may be used for something else
@@ -102,31 +102,34 @@ struct Tile {
     return A::tensor_cores ? at.row + 16 * i + static_cast<int>(threadIdx.x) % 16
                            : at.row + 8 * i + at.group;
   }
-  /// Where a word of a column of B is in a stage.
-  __device__ static int place_in_b(int column, int word) { return column * line + word; }
-  __device__ static void show_copies() {}
-  /// sum += A B over stages whose rows of A begin one line after the other.
+  /// sum += A B over stages whose rows of A begin one line after the other, and whose B is packed:
+  /// the columns of a quad of words are neighbours.
   template <int stages>
-  __device__ void add_taps(const Word* a, const int (&row)[a_rows], const Word* b) {
+  __device__ void add_packed(const Word* a, const int (&row)[a_rows], const Word* b) {
 #pragma unroll
-    for (int s = 0; s < stages; ++s) add_stage(a + s * line, row, b + s * b_size);
+    for (int s = 0; s < stages; ++s)
+      add_stage<4, 4 * columns>(a + s * line, row, b + s * packed_size);
   }
+  static constexpr int packed_size = columns * stage_words;
+
   /// sum += A B over one stage: row i of this thread begins at a + row[i], column j of B at b + j
-  /// line.
+  /// to_column, its next quad of words to_quad after it.
+  template <int to_column, int to_quad>
   __device__ void add_stage(const Word* a, const int (&row)[a_rows], const Word* b) {
     const Place at;
     if constexpr (A::tensor_cores) {
       const int lane = static_cast<int>(threadIdx.x) % warp_threads;
       // Which line of which square this thread names to load_squares.
       a += lane / 16 * 4;
-      b += (at.column + lane % 8 + lane / 16 * 8) * line + lane / 8 % 2 * 4;
+      b += (at.column + lane % 8 + lane / 16 * 8) * to_column + lane / 8 % 2 * to_quad;
 #pragma unroll
       for (int k = 0; k < stage_words; k += 8) {
         Word of_a[down][4], of_b[across / 2][4];
 #pragma unroll
         for (int i = 0; i < down; ++i) load_squares(of_a[i], a + row[i] + k);
 #pragma unroll
-        for (int j = 0; j < across / 2; ++j) load_squares(of_b[j], b + 16 * j * line + k);
+        for (int j = 0; j < across / 2; ++j)
+          load_squares(of_b[j], b + 16 * j * to_column + k / 4 * to_quad);
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll
@@ -136,7 +139,7 @@ struct Tile {
           }
       }
     } else {
-      b += (at.column + 2 * at.in_group) * line;
+      b += (at.column + 2 * at.in_group) * to_column;
 #pragma unroll 4
       for (int k = 0; k < stage_words; ++k) {
         S of_a[down][2], of_b[across][2];
@@ -147,7 +150,8 @@ struct Tile {
 #pragma unroll
         for (int j = 0; j < across; ++j)
 #pragma unroll
-          for (int r = 0; r < 2; ++r) of_b[j][r] = b[(8 * j + r) * line + k];
+          for (int r = 0; r < 2; ++r)
+            of_b[j][r] = b[(8 * j + r) * to_column + k / 4 * to_quad + k % 4];
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll

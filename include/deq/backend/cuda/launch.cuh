@@ -132,13 +132,14 @@ void for_each_index(Index n, Body body) {
 inline constexpr int numbers_a_thread = 16;
 inline constexpr Index chunk = threads * numbers_a_thread;
 
-/// body(i) for the numbers i < dim of this block's chunk.
-template <class Body>
+/// body(i, k) for the numbers i < dim of this block's chunk that are this thread's, of which i is
+/// number k. Each thread has `packs` neighbours at a time; then dim is a multiple of that.
+template <int packs = 1, class Body>
 __device__ void for_each_in_chunk(Index dim, Body&& body) {
-  const Index first = static_cast<Index>(blockIdx.y) * chunk + threadIdx.x;
+  const Index first = static_cast<Index>(blockIdx.y) * chunk + threadIdx.x * packs;
 #pragma unroll
   for (int k = 0; k < numbers_a_thread; ++k) {
-    const Index i = first + k * threads;
+    const Index i = first + k / packs * packs * threads + k % packs;
     if (i < dim) body(i, k);
   }
 }

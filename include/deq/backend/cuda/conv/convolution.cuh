@@ -79,24 +79,24 @@ void pack_weight(const Conv2dGeometry& g, bool transposed, const S* w, S* packed
   for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
     const ImageMap map(g, transposed, phase);
     const PackedWeight weight(map);
-    const int map_taps = map.y.taps * map.x.taps;
+    const int map_taps = map.y.taps * map.x.taps, channels = static_cast<int>(weight.channels);
     auto* const words = reinterpret_cast<typename A::Word*>(packed);
     for_each_index(weight.words(A::numbers), [=] __device__(Index i) {
-      const PackedWeight::Place at = weight.place(i, map_taps, A::numbers);
+      const PackedWeight::Place at = weight.place(static_cast<int>(i), map_taps, A::numbers);
       S x[A::numbers];
       for (int d = 0; d < A::numbers; ++d) {
         // Where channels are not padded, a word may have channels of two taps.
-        Index tap = at.tap, c = at.channel + d;
-        if (c >= weight.channels) {
+        int tap = at.tap, c = at.channel + d;
+        if (c >= channels) {
           ++tap;
-          c -= weight.channels;
+          c -= channels;
         }
         if (tap >= map_taps || c >= map.channels || at.column >= map.out_channels) {
           x[d] = 0;
           continue;
         }
-        const Index y = tap / map.x.taps * map.y.tap_step + map.y.tap_first,
-                    column = tap % map.x.taps * map.x.tap_step + map.x.tap_first;
+        const int y = tap / map.x.taps * map.y.tap_step + map.y.tap_first,
+                  column = tap % map.x.taps * map.x.tap_step + map.x.tap_first;
         x[d] =
             w[((transposed ? c : at.column) * in_channels + (transposed ? at.column : c)) * taps +
               y * kernel_width + column];

@@ -91,6 +91,8 @@ struct ImageMap {
                 g.out_channels * g.out_pixels() <= most && g.patch() <= most &&
                 g.out_channels * g.kernel_size() <= most,
             "CUDA: an image or a patch of a convolution has more than ", most, " numbers");
+    require(g.out_channels * g.patch() <= most / 4,
+            "CUDA: the weight of a convolution has more than ", most / 4, " numbers");
     // Segments fill what is left of a sample with empty rows.
     require(g.samples * (g.in_pixels() + 31) <= most && g.samples * (g.out_pixels() + 31) <= most,
             "CUDA: the images of a convolution have more than ", most, " pixels");
@@ -220,7 +222,8 @@ struct SumPlan {
 ///
 /// so that what a tile needs next is always next in memory, in the order of shared memory.
 struct PackedWeight {
-  static constexpr Index depth_multiple = 32, column_multiple = 64, slice_words = 16;
+  static constexpr Index depth_multiple = 32, column_multiple = 64;
+  static constexpr int slice_words = 16;
   bool halo;
   Index channels;         ///< of a tap, padded with a halo
   Index depth, columns;   ///< padded
@@ -247,19 +250,22 @@ struct PackedWeight {
 
   /// What word i stands for: `numbers` channels from the first of a tap on.
   struct Place {
-    Index column, tap, channel;
+    int column, tap, channel;
   };
-  DEQ_HOST_DEVICE Place place(Index i, Index taps, Index numbers) const {
+  DEQ_HOST_DEVICE Place place(int i, int taps, int numbers) const {
+    const int words = static_cast<int>(depth) / numbers;  // of a column
     if (!halo) {
-      const Index line = depth / numbers, k = i % line * numbers;
-      return {i / line, k / channels, k % channels};
+      const int column = i / words, k = (i - column * words) * numbers,
+                a_tap = static_cast<int>(channels), tap = k / a_tap;
+      return {column, tap, k - tap * a_tap};
     }
-    const Index block = slice_words * columns_of_tile;  // of one tap of one slice
-    const Index blocks = i / block, in_block = i % block;
-    const Index blocks_of_tile = depth / numbers / slice_words, in_tile = blocks % blocks_of_tile;
-    const Index word = in_block / (4 * columns_of_tile) * 4 + in_block % 4;
-    return {blocks / blocks_of_tile * columns_of_tile + in_block % (4 * columns_of_tile) / 4,
-            in_tile % taps, (in_tile / taps * slice_words + word) * numbers};
+    const int tile = static_cast<int>(columns_of_tile), block = slice_words * tile;
+    const int blocks = i / block, in_block = i - blocks * block;
+    const int blocks_of_tile = words / slice_words, tiles = blocks / blocks_of_tile,
+              in_tile = blocks - tiles * blocks_of_tile, slice = in_tile / taps;
+    const int quad = in_block / (4 * tile), in_quad = in_block - quad * 4 * tile;
+    return {tiles * tile + in_quad / 4, in_tile - slice * taps,
+            (slice * slice_words + quad * 4 + in_quad % 4) * numbers};
   }
 
  private:

@@ -108,15 +108,17 @@ void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bo
       }
     return gather_gradient<A>(map, x, dy, parts);
   }();
-  const Index depth = map.depth(), columns = g.out_channels, taps = g.kernel_size();
-  const Index channels = g.in_channels;
+  const int columns = map.out_channels, channels = map.channels, taps = map.y.taps * map.x.taps;
+  const Index size = static_cast<Index>(map.depth()) * columns;
+  const Divisor by_columns(columns), by_channels(channels);
   const S* part = parts.data();
-  for_each_index(depth * columns, [=] __device__(Index i) {
+  for_each_index(size, [=] __device__(Index i) {
     // Neighbouring threads read neighbouring numbers of the parts.
-    const Index k = i / columns, o = i % columns, tap = k / channels, c = k % channels;
+    const int k = by_columns.quotient(static_cast<int>(i)), o = static_cast<int>(i) - k * columns,
+              tap = by_channels.quotient(k), c = k - tap * channels;
     S total = 0;
-    for (Index p = 0; p < count; ++p) total += part[p * depth * columns + i];
-    put(dw[(o * channels + c) * taps + tap], total, accumulate);
+    for (Index p = 0; p < count; ++p) total += part[p * size + i];
+    put(dw[(static_cast<Index>(o) * channels + c) * taps + tap], total, accumulate);
   });
 }
 

@@ -58,8 +58,8 @@ const std::vector<Conv2dGeometry> geometries{
     {2, 24, 8, 8, 24, 3, 3, 1, 1}, {3, 3, 5, 7, 10, 3, 3, 1, 1},   {2, 8, 9, 9, 40, 3, 3, 2, 1},
     {2, 32, 4, 4, 70, 1, 1, 1, 0}, {1, 5, 6, 6, 6, 3, 3, 2, 1},    {1, 12, 12, 11, 33, 3, 3, 1, 1},
     {3, 16, 2, 2, 8, 3, 3, 1, 1},  {1, 64, 6, 6, 128, 3, 3, 2, 1}, {2, 7, 3, 3, 5, 2, 2, 1, 0},
-    {3, 72, 9, 9, 40, 3, 3, 1, 1}, {9, 96, 4, 4, 68, 3, 3, 1, 1},  {1, 40, 11, 32, 30, 3, 3, 1, 1},
-    {2, 34, 7, 8, 18, 3, 3, 1, 0}, {5, 32, 8, 8, 24, 3, 3, 2, 1},  {1, 18, 3, 200, 9, 3, 3, 1, 1},
+    {3, 40, 9, 9, 24, 3, 3, 1, 1}, {9, 72, 4, 4, 68, 3, 3, 1, 1},  {1, 36, 7, 32, 20, 3, 3, 1, 1},
+    {2, 18, 7, 8, 18, 3, 3, 1, 0}, {5, 20, 8, 8, 24, 3, 3, 2, 1},  {1, 16, 3, 200, 9, 3, 3, 1, 1},
 };
 
 }  // namespace
@@ -226,6 +226,54 @@ TEST_CASE("Segments hold the pixels of one sample, every pixel once") {
   }
 }
 
+TEST_CASE("A divisor divides") {
+  constexpr int most = std::numeric_limits<int>::max();
+  for (const int d : {1, 2, 3, 5, 7, 16, 17, 31, 34, 641, 1000, 65535, 1 << 30, most - 1, most}) {
+    const cuda::Divisor divisor(d);
+    bool right = true;
+    const auto check = [&](Index n) {
+      if (n < 0 || n > most) return;
+      const int i = static_cast<int>(n);
+      right = right && divisor.quotient(i) == i / d && divisor.remainder(i) == i % d;
+    };
+    for (Index n = 0; n < 2000; ++n) {
+      check(n);
+      check(most - n);
+      for (const Index off : {-1, 0, 1}) check(n * d + off);
+      for (const Index off : {-1, 0, 1}) check((most / d - n) * d + off);
+    }
+    CHECK(right);
+  }
+}
+
+TEST_CASE("A halo is what the taps of a tile see, where it finds room") {
+  const auto map = [](Index channels, Index height, Index width, Index kernel, Index stride) {
+    return cuda::ImageMap({100, channels, height, width, 8, kernel, kernel, stride, kernel / 2},
+                          false);
+  };
+  struct Case {
+    cuda::ImageMap map;
+    int rows, samples, height, width;
+  };
+  for (const Case& c :
+       {Case{map(32, 32, 32, 3, 1), 128, 1, 6, 34},  // four lines of an image
+        Case{map(32, 8, 8, 3, 1), 128, 2, 10, 10},   // two images
+        Case{map(32, 4, 4, 3, 1), 128, 8, 6, 6},
+        Case{map(32, 32, 32, 3, 2), 64, 1, 9, 33},  // in 128 rows there were 561
+        Case{map(32, 9, 9, 3, 1), 128, 3, 11, 11},  // cut anywhere
+        Case{map(32, 5, 24, 3, 1), 128, 1, 7, 26}, Case{map(32, 16, 16, 1, 1), 128, 1, 8, 16}}) {
+    CAPTURE(c.width);
+    CHECK(cuda::Halo::rows(c.map) == c.rows);
+    const cuda::Halo halo(c.map, c.rows);
+    CHECK(halo.samples == c.samples);
+    CHECK(halo.height == c.height);
+    CHECK(halo.width == c.width);
+    CHECK(halo.fits());
+  }
+  CHECK(cuda::Halo::rows(map(32, 3, 1000, 3, 1)) == 0);
+  CHECK(cuda::Halo::rows(map(3, 8, 8, 3, 1)) == 0);  // too few channels
+}
+
 TEST_CASE("Tiles cover the product, and are small where large ones would be few") {
   for (const Index rows : {1, 63, 64, 65, 2048, 131072})
     for (const Index columns : {1, 24, 32, 33, 64, 65, 256, 1000})
@@ -241,13 +289,36 @@ TEST_CASE("Tiles cover the product, and are small where large ones would be few"
       }
 }
 
-TEST_CASE("A packed weight has room for its words, two numbers of bfloat16 in each") {
-  const deq::Conv2dGeometry g{1, 24, 8, 8, 40, 3, 3, 2, 1};
-  for (const bool transposed : {false, true}) {
-    const Index all = cuda::PackedWeight::words(g, transposed, 1);
-    CHECK(all >= 9 * 24 * 40);
-    CHECK(cuda::PackedWeight::words(g, transposed, 2) * 2 == all);
-  }
+TEST_CASE("A packed weight has one place for every number, and no other") {
+  for (const Conv2dGeometry& g : geometries)
+    for (const bool transposed : {false, true})
+      for (const int numbers : {1, 2}) {
+        CAPTURE(g.in_channels);
+        CAPTURE(transposed);
+        CAPTURE(numbers);
+        Index words = 0;
+        bool once = true;
+        for (int phase = 0; phase < cuda::ImageMap::phases(g, transposed); ++phase) {
+          const cuda::ImageMap map(g, transposed, phase);
+          const cuda::PackedWeight weight(map);
+          const int taps = map.y.taps * map.x.taps;
+          std::vector<int> seen(static_cast<std::size_t>(map.out_channels * map.depth()));
+          for (int i = 0; i < static_cast<int>(weight.words(numbers)); ++i) {
+            const auto at = weight.place(i, taps, numbers);
+            for (int d = 0; d < numbers; ++d) {
+              // As pack_weight has it, a word may begin at the end of a tap.
+              const int tap = at.tap + (at.channel + d) / static_cast<int>(weight.channels),
+                        c = (at.channel + d) % static_cast<int>(weight.channels);
+              if (tap < taps && c < map.channels && at.column < map.out_channels)
+                ++seen.at(static_cast<std::size_t>((at.column * taps + tap) * map.channels + c));
+            }
+          }
+          once = once && seen == std::vector<int>(seen.size(), 1);
+          words += weight.words(numbers);
+        }
+        CHECK(once);
+        CHECK(cuda::PackedWeight::words(g, transposed, numbers) == words);
+      }
 }
 
 TEST_CASE("A long sum is cut into parts of whole blocks that make it up") {

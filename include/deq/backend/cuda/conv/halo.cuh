@@ -26,7 +26,7 @@ class HaloPixels : public AlongSum<T, Halo::most> {
     line_ = halo.samples > 1 ? 0 : map.by_line.quotient(first.pixel) * map.y.stride;
     x_ = x + sample_ * map.in_pixels() * map.channels;
 #pragma unroll
-    for (int q = 0; q < parts * quads; ++q) {
+    for (int q = 0; q < all_quads; ++q) {
       const int pixel = this->line(q), sample = halo.by_sample.quotient(pixel),
                 in_sample = pixel - sample * halo.of_sample(),
                 down = halo.by_line.quotient(in_sample);
@@ -52,40 +52,48 @@ class HaloPixels : public AlongSum<T, Halo::most> {
            T::line;
   }
 
-  // A slice comes in two parts, so that few numbers are on their way in registers at a time.
-  static constexpr int parts = 2, quads = Halo::most * 4 / threads / parts;
+  // Most halos come at once. Of larger ones a slice comes in two parts, so that no more numbers are
+  // on their way in registers.
+  static constexpr int quads = 4, all_quads = (Halo::most * 4 + threads - 1) / threads;
   struct Part {
     typename Quads::Loaded quad[quads];
   };
-  __device__ Part load(int slice, int part) const {
+  __device__ bool in_parts() const { return halo_.pixels() > quads * threads / 4; }
+  template <int part>
+  __device__ Part load(int slice) const {
     Part loaded;
     const int first = slice * T::stage + this->first();
 #pragma unroll
-    for (int q = 0; q < quads; ++q) {
-      const int at = at_[part * quads + q];
+    for (int q = part * quads; q < all_quads && q < (part + 1) * quads; ++q)
 #pragma unroll
-      for (int i = 0; i < 4 * T::Arithmetic::numbers; i += width) {
-        const bool there = at >= 0 && first + i < map_.channels;
-        cuda::load<width>(there, x_ + (at + first + i), loaded.quad[q].x + i);
+      for (int i = 0; i < numbers; i += width) {
+        const bool there = at_[q] >= 0 && first + i < map_.channels;
+        cuda::load<width>(there, x_ + (at_[q] + first + i), loaded.quad[q - part * quads].x + i);
       }
-    }
     return loaded;
   }
-  __device__ void put(const Part& loaded, int part, Word* to) const {
+  template <int part>
+  __device__ void put(const Part& loaded, Word* to) const {
 #pragma unroll
-    for (int q = 0; q < quads; ++q)
-      if (this->line(part * quads + q) < halo_.pixels())
-        Quads::put(loaded.quad[q], part * quads + q, to);
+    for (int q = part * quads; q < all_quads && q < (part + 1) * quads; ++q)
+      if (this->line(q) < halo_.pixels()) Quads::put(loaded.quad[q - part * quads], q, to);
+  }
+  /// Both parts, one after the other.
+  __device__ void fetch(int slice, Word* to) const {
+    put<0>(load<0>(slice), to);
+    if (in_parts()) put<1>(load<1>(slice), to);
   }
 
  private:
+  static constexpr int numbers = 4 * T::Arithmetic::numbers;  ///< of a thread and a pixel
+
   const ImageMap& map_;
   const Halo& halo_;
   const Segments& segments_;
   Index first_row_, sample_;  ///< the first of the tile
   int line_;                  ///< of the padded image, the first of the halo
   const S* x_;
-  int at_[parts * quads];
+  int at_[all_quads];
 };
 
 /// Shared memory: two slices of the halo, and the weights; then the sums.
@@ -118,16 +126,13 @@ __global__ void __launch_bounds__(threads, 2)
 
   const HaloPixels<T, width> a(map, halo, segments, samples, x, first_row);
   int row[Product::a_rows];
-  {
-    const auto first = a.load(0, 0), second = a.load(0, 1);
 #pragma unroll
-    for (int i = 0; i < Product::a_rows; ++i) row[i] = a.place_of(Product::row_of(i));
-    a.put(first, 0, halos);
-    a.put(second, 1, halos);
-  }
+  for (int i = 0; i < Product::a_rows; ++i) row[i] = a.place_of(Product::row_of(i));
+  a.fetch(0, halos);
   Product product;
   Word *here = halos, *there = halos + a.size();
   typename HaloPixels<T, width>::Part loaded;
+  const int first_put = a.in_parts() ? (steps - 1) / 2 : steps - 1;
   for (int slice = 0; slice < slices; ++slice) {
     const bool more = slice + 1 < slices;
     const Word* line = here;
@@ -136,18 +141,18 @@ __global__ void __launch_bounds__(threads, 2)
       const Word* const b = weights.wait();
       __syncthreads();
       weights.copy_next();
-      if (more && step == 0) loaded = a.load(slice + 1, 0);
+      if (more && step == 0) loaded = a.template load<0>(slice + 1);
       product.template add_packed<taps>(line + column * T::line, row, b);
       column += taps;
       if (column == map.x.taps) {
         column = 0;
         line += halo.width * T::line;
       }
-      if (more && step == (steps - 1) / 2) {
-        a.put(loaded, 0, there);
-        loaded = a.load(slice + 1, 1);
+      if (more && step == first_put) {
+        a.template put<0>(loaded, there);
+        if (a.in_parts()) loaded = a.template load<1>(slice + 1);
       }
-      if (more && step == steps - 1) a.put(loaded, 1, there);
+      if (more && step == steps - 1 && a.in_parts()) a.template put<1>(loaded, there);
     }
     Word* const before = here;
     here = there;

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(threads, 2)
   using Pixels = HaloPixels<T, 4>;
   using Cotangents = HaloCotangents<T>;
   static_assert(T::Arithmetic::numbers == 2 && T::columns == 64);
-  constexpr int steps = T::rows / 16, pieces = Pixels::parts + Cotangents::parts;
+  constexpr int pixel_parts = 2, steps = T::rows / 16, pieces = pixel_parts + Cotangents::parts;
   constexpr int span = steps / pieces;  // steps that the numbers of a piece are on their way
   const int slice = static_cast<int>(blockIdx.x), first_output = static_cast<int>(blockIdx.y) * 64;
   const int first = static_cast<int>(blockIdx.z) * tiles,
@@ -116,8 +116,7 @@ __global__ void __launch_bounds__(threads, 2)
   if (first < last) {
     const Pixels a(map, halo, segments, all, x, static_cast<Index>(first) * T::rows);
     put_places(a, first);
-    for (int part = 0; part < Pixels::parts; ++part)
-      a.put(a.load(slice, part), part, tile_at(first));
+    a.fetch(slice, tile_at(first));
     for (int part = 0; part < Cotangents::parts; ++part)
       b.put(b.load(static_cast<Index>(first) * T::rows, part), part, cotangents_at(first));
   }
@@ -133,10 +132,12 @@ __global__ void __launch_bounds__(threads, 2)
     for (int step = 0; step < steps; ++step) {
       const int piece = step / span;
       if (more && step % span == 0) {
-        if (piece < Pixels::parts)
-          of_a = a.load(slice, piece);
-        else
-          of_b = b.load(next_row, piece - Pixels::parts);
+        if (piece == 0)
+          of_a = a.template load<0>(slice);
+        else if (piece == 1 && a.in_parts())
+          of_a = a.template load<1>(slice);
+        else if (piece >= pixel_parts)
+          of_b = b.load(next_row, piece - pixel_parts);
       }
       const Word* const pixel = tile_at(tile) + places_at(tile)[16 * step + row_of_a] + word_of_a;
       Word right[4];
@@ -151,10 +152,12 @@ __global__ void __launch_bounds__(threads, 2)
           T::Arithmetic::multiply(sum[tap][j], left, right[2 * j], right[2 * j + 1]);
       }
       if (more && step % span == span - 1) {
-        if (piece < Pixels::parts)
-          a.put(of_a, piece, tile_at(tile + 1));
-        else
-          b.put(of_b, piece - Pixels::parts, cotangents_at(tile + 1));
+        if (piece == 0)
+          a.template put<0>(of_a, tile_at(tile + 1));
+        else if (piece == 1 && a.in_parts())
+          a.template put<1>(of_a, tile_at(tile + 1));
+        else if (piece >= pixel_parts)
+          b.put(of_b, piece - pixel_parts, cotangents_at(tile + 1));
       }
     }
   }

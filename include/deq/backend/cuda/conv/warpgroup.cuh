@@ -223,19 +223,19 @@ class WarpgroupTile {
     b += first_column() * 4;
     constexpr int halves = stage_words / 8;
     Word of_a[stages][halves][4];
+    pin_sums();
 #pragma unroll
-    for (int s = 0; s < stages; ++s)
+    for (int s = 0; s < stages; ++s) {
+      // While the tensor cores have the stage before.
 #pragma unroll
       for (int k = 0; k < halves; ++k) load_squares(of_a[s][k], a + s * T::line + 8 * k);
-    pin_sums();
-    begin_products();
-#pragma unroll
-    for (int s = 0; s < stages; ++s)
+      begin_products();
 #pragma unroll
       for (int k = 0; k < halves; ++k)
         multiply_behind<Precision, columns>(
             sum_, of_a[s][k],
             matrix_in_shared(b + s * T::packed_size + 2 * k * to_next_quad, to_next_quad));
+    }
     wait_for_products();
     pin_sums();
   }

@@ -5,7 +5,8 @@ import math
 from html import escape
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
-PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d"]
+PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d",
+           "#f0e442"]
 MUTED, INK, GRID = "#57606a", "#1b1f24", "#d8dee4"
 LEFT, RIGHT, BOTTOM, PLOT = 78, 24, 64, 320  # margins, and the height between
 

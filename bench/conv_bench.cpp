@@ -20,6 +20,7 @@ using deq::Conv2dGeometry;
 using deq::Index;
 using deq::detail::ConvAlgorithm;
 using deq::detail::ConvPlan;
+using deq::detail::own_algorithm;
 using Numbers = deq::Array<deq::Cpu<float>>;
 
 Numbers random_numbers(Index n, std::uint64_t seed) {
@@ -66,12 +67,13 @@ void convolve(benchmark::State& state, Conv2dGeometry g, bool transposed, ConvAl
   count(state, g);
 }
 
-void weight_gradient(benchmark::State& state, Conv2dGeometry g) {
+void weight_gradient(benchmark::State& state, Conv2dGeometry g, ConvAlgorithm algorithm) {
   g.samples = state.range(0);
   const Numbers x = random_numbers(g.samples * g.in_pixels() * g.in_channels, 1);
   const Numbers dy = random_numbers(g.samples * g.out_pixels() * g.out_channels, 2);
   const Numbers dw(g.out_channels * g.patch());
-  for (auto _ : state) deq::detail::weight_gradient(g, x.data(), dy.data(), dw.data(), false);
+  for (auto _ : state)
+    deq::detail::weight_gradient(g, x.data(), dy.data(), dw.data(), false, algorithm);
   count(state, g);
 }
 
@@ -115,10 +117,18 @@ void register_all() {
       add("winograd2", false, ConvAlgorithm::winograd2);
       add("winograd4", false, ConvAlgorithm::winograd4);
     }
-    add("vjp_input", true, ConvPlan<float>(g, true).algorithm);
-    settings(
-        benchmark::RegisterBenchmark((shape.name + "/vjp_weight").c_str(),
-                                     [=](benchmark::State& state) { weight_gradient(state, g); }));
+    const auto add_gradients = [&](const std::string& by, ConvAlgorithm of_input,
+                                   ConvAlgorithm of_weight) {
+      add("vjp_input" + by, true, of_input);
+      settings(benchmark::RegisterBenchmark(
+          (shape.name + "/vjp_weight" + by).c_str(),
+          [=](benchmark::State& state) { weight_gradient(state, g, of_weight); }));
+    };
+    add_gradients("", own_algorithm(g, true), own_algorithm(g, false));
+    if constexpr (deq::detail::has_onednn<float>) {
+      add("onednn", false, ConvAlgorithm::onednn);
+      add_gradients("_onednn", ConvAlgorithm::onednn, ConvAlgorithm::onednn);
+    }
   }
 }
 

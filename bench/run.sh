@@ -32,7 +32,7 @@ while [[ $# -gt 0 ]]; do
 done
 
 source bench/build.sh
-if ! build_bench "libbenchmark-dev python3" "${programs[@]}"; then
+if ! build_bench "libbenchmark-dev libdnnl-dev ocl-icd-opencl-dev python3" "${programs[@]}"; then
   echo "The build failed; it needs Google Benchmark (libbenchmark-dev)." >&2
   exit 1
 fi

@@ -33,7 +33,14 @@ in_table() { grep -qE "$1" "$dir/out" || fail "the table lacks: $1"; }
 # --- A table, a file and figures ------------------------------------------------------------------
 output conv_bench "$(benchmark block 50 ns '"GFLOP/s": 40')" \
   "$(benchmark 8_40_at_16_k3_s1/direct/samples:2/real_time 20 us '"GFLOP/s": 30')" \
-  "$(benchmark 8_40_at_16_k3_s1/direct/samples:8/real_time 70 us '"GFLOP/s": 60, "iterations": 9')"
+  "$(benchmark 8_40_at_16_k3_s1/direct/samples:8/real_time 70 us '"GFLOP/s": 60, "iterations": 9')" \
+  "$(benchmark 8_40_at_16_k3_s1/winograd2/samples:8/real_time 60 us '"GFLOP/s": 70')" \
+  "$(benchmark 8_40_at_16_k3_s1/winograd4/samples:8/real_time 50 us '"GFLOP/s": 84')" \
+  "$(benchmark 8_40_at_16_k3_s1/onednn/samples:8/real_time 60 us '"GFLOP/s": 70')" \
+  "$(for gradient in vjp_input vjp_weight; do
+    benchmark "8_40_at_16_k3_s1/$gradient/samples:8/real_time" 50 us '"GFLOP/s": 84' && echo ,
+    benchmark "8_40_at_16_k3_s1/${gradient}_onednn/samples:8/real_time" 60 us '"GFLOP/s": 70' && echo ,
+  done)$(benchmark 8_40_at_16_k1_s1/direct/samples:8/real_time 10 us '"GFLOP/s": 50')"
 output solver_bench \
   "$(for batch in 1 4 16 64; do
     benchmark cheap/broyden_pairs/D:64/batch:$batch/memory:30/real_time $((25 * batch)) us \
@@ -62,9 +69,10 @@ assert results["date"] == "2000-01-02" and results["compiler"] == "cc 1"
 assert results["cores"] == 3 and results["threads"] == 2
 assert all(results[k] for k in ("cpu", "revision", "caches")), results
 assert results["benchmarks"][2]["counters"] == {"GFLOP/s": 60, "share_of_peak": 0.75}
-assert len(results["benchmarks"]) == 3 + 4 + 1
+assert len(results["benchmarks"]) == 11 + 4 + 1
 wanted = {"solver": ["lower is better", "D = 64", "1 ms", "broyden, pairs", "in proportion"],
-          "convolutions": ["higher is better", "GFLOP/s", "8→40", "16², 3×3", "direct", "peak"],
+          "convolutions": ["higher is better", "GFLOP/s", "8→40", "16², 3×3", "direct", "peak",
+                           "vjp weight onednn"],
           "inverse": ["higher is better", "STREAM", "D 512", "Hᵀ x, BroydenSteps"]}
 for name, texts in wanted.items():
     root = ElementTree.parse(folder / f"{name}.svg").getroot()

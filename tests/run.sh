@@ -6,7 +6,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source tests/ensure_packages.sh
-ensure_packages build-essential cmake ninja-build libeigen3-dev doctest-dev
+# libdnnl-dev's package of CMake wants OpenCL's.
+ensure_packages build-essential cmake ninja-build libeigen3-dev doctest-dev libdnnl-dev \
+  ocl-icd-opencl-dev
 
 build=build/tests
 cache=$build/CMakeCache.txt

@@ -3,15 +3,19 @@
 #pragma once
 
 #include <deq/backend/cpu/conv/direct_conv.hpp>
+#include <deq/backend/cpu/conv/onednn.hpp>
 #include <deq/backend/cpu/conv/weight_gradient.hpp>
 #include <deq/backend/cpu/conv/winograd_conv.hpp>
 
 namespace deq::detail {
 
-enum class ConvAlgorithm { direct, winograd2, winograd4 };
+enum class ConvAlgorithm { direct, winograd2, winograd4, onednn };
 
-/// The algorithm for a convolution that writes images whose shorter side this is.
-inline ConvAlgorithm algorithm_for(const Conv2dGeometry& g, Index side) {
+/// The engine's own algorithm for a convolution, or for the transpose of one.
+inline ConvAlgorithm own_algorithm(const Conv2dGeometry& g, bool transposed) {
+  // Of the image that is written.
+  const Index side =
+      transposed ? std::min(g.height, g.width) : std::min(g.out_height(), g.out_width());
   // Below eight channels the tiles' transforms cost more than they save.
   const bool tiles = g.kernel_height == 3 && g.kernel_width == 3 && g.stride == 1 &&
                      g.padding <= 2 && std::min(g.in_channels, g.out_channels) >= 8;
@@ -19,6 +23,11 @@ inline ConvAlgorithm algorithm_for(const Conv2dGeometry& g, Index side) {
   // The transformed weights of large tiles are four times the weights. Where they meet few pixels,
   // the memory cannot keep up.
   return side > 4 ? ConvAlgorithm::winograd4 : ConvAlgorithm::winograd2;
+}
+/// The algorithm that computes it.
+template <class S>
+ConvAlgorithm algorithm_for(const Conv2dGeometry& g, bool transposed) {
+  return has_onednn<S> ? ConvAlgorithm::onednn : own_algorithm(g, transposed);
 }
 
 /// The plan for one convolution, or for the transpose of one. It depends on extents alone, so the
@@ -32,9 +41,7 @@ struct ConvPlan {
   Pieces pieces;
 
   ConvPlan(const Conv2dGeometry& g, bool transpose)
-      : ConvPlan(g, transpose,
-                 algorithm_for(g, transpose ? std::min(g.height, g.width)
-                                            : std::min(g.out_height(), g.out_width()))) {}
+      : ConvPlan(g, transpose, algorithm_for<S>(g, transpose)) {}
   /// Winograd's algorithms take 3 x 3 kernels of stride 1 and a padding of at most 2.
   ConvPlan(const Conv2dGeometry& g, bool transpose, ConvAlgorithm a)
       : geometry(g),
@@ -43,21 +50,16 @@ struct ConvPlan {
         out(transpose ? g.in_channels : g.out_channels),
         algorithm(a),
         pieces(0, 0, 1) {
-    if (algorithm != ConvAlgorithm::direct && transpose)
+    if (tiled() && transpose)
       geometry = {g.samples, in, g.out_height(), g.out_width(), out, 3, 3, 1, 2 - g.padding};
     pieces = {g.samples, units(), unit_target()};
   }
 
-  /// Products of the packed weights.
-  Index points() const {
-    switch (algorithm) {
-      case ConvAlgorithm::winograd2: return 16;
-      case ConvAlgorithm::winograd4: return 36;
-      case ConvAlgorithm::direct: break;
-    }
-    return geometry.kernel_size();
+  Index packed_size() const {
+    if constexpr (has_onednn<S>)
+      if (algorithm == ConvAlgorithm::onednn) return onednn_packed_size(geometry, transposed);
+    return deq::detail::packed_size<S>(in, out, points());
   }
-  Index packed_size() const { return deq::detail::packed_size<S>(in, out, points()); }
 
   void pack(const S* w, S* packed) const {
     const WeightView<S> view{w, in, out, geometry.kernel_size(), transposed};
@@ -65,6 +67,8 @@ struct ConvPlan {
       case ConvAlgorithm::winograd2: return pack_winograd<2>(view, packed);
       case ConvAlgorithm::winograd4: return pack_winograd<4>(view, packed);
       case ConvAlgorithm::direct: return pack_taps(view, packed);
+      case ConvAlgorithm::onednn:
+        if constexpr (has_onednn<S>) pack_onednn(geometry, transposed, w, packed);
     }
   }
   void run(const S* x, const S* packed, const Epilogue<S>& epilogue, S* y) const {
@@ -75,23 +79,38 @@ struct ConvPlan {
         return convolve_winograd<4>(geometry, x, packed, epilogue, y, pieces);
       case ConvAlgorithm::direct:
         return convolve_direct(geometry, transposed, in, out, x, packed, epilogue, y, pieces);
+      case ConvAlgorithm::onednn:
+        if constexpr (has_onednn<S>) convolve_onednn(geometry, transposed, x, packed, epilogue, y);
     }
   }
 
  private:
-  /// What pieces are counted in: tiles, or pixels of a class.
+  bool tiled() const {
+    return algorithm == ConvAlgorithm::winograd2 || algorithm == ConvAlgorithm::winograd4;
+  }
+  /// Products of the packed weights.
+  Index points() const {
+    switch (algorithm) {
+      case ConvAlgorithm::winograd2: return 16;
+      case ConvAlgorithm::winograd4: return 36;
+      default: return geometry.kernel_size();
+    }
+  }
+  /// What pieces are counted in: tiles, pixels of a class, or samples.
   Index units() const {
     switch (algorithm) {
       case ConvAlgorithm::winograd2: return Tiles<2>(geometry).count();
       case ConvAlgorithm::winograd4: return Tiles<4>(geometry).count();
-      case ConvAlgorithm::direct: break;
+      case ConvAlgorithm::direct: return Footprint(geometry, transposed).class_pixels(0);
+      case ConvAlgorithm::onednn: break;
     }
-    return Footprint(geometry, transposed).class_pixels(0);
+    return 1;
   }
   /// A piece's transformed input stays in a second-level cache of half a MiB; one image of 16 x 16
   /// still keeps two threads busy. Weights that no such cache holds are read again by every piece,
   /// which is then larger.
   Index unit_target() const {
+    if (algorithm == ConvAlgorithm::onednn) return 1;
     if (algorithm == ConvAlgorithm::direct) return 128;
     constexpr Index cache = 288 * 1024;
     const Index tile = points() * in * static_cast<Index>(sizeof(S));
@@ -104,11 +123,18 @@ struct ConvPlan {
 
 /// dw (+)= dl/dw, summed over the samples.
 template <class S>
-void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate) {
-  if (algorithm_for(g, std::min(g.out_height(), g.out_width())) == ConvAlgorithm::winograd4)
+void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate,
+                     ConvAlgorithm algorithm) {
+  if constexpr (has_onednn<S>)
+    if (algorithm == ConvAlgorithm::onednn) return weight_gradient_onednn(g, x, dy, dw, accumulate);
+  if (algorithm == ConvAlgorithm::winograd4)
     weight_gradient_winograd<4>(g, x, dy, dw, accumulate);
   else
     weight_gradient_direct(g, x, dy, dw, accumulate);
+}
+template <class S>
+void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate) {
+  weight_gradient(g, x, dy, dw, accumulate, algorithm_for<S>(g, false));
 }
 
 }  // namespace deq::detail

@@ -99,10 +99,9 @@ class Memory {
     before_ = bytes_in_use();
     pool_before_ = static_cast<double>(deq::cuda::DevicePool::instance().bytes());
   }
-  /// Held for numbers.
-  double peak(const Graph* graph = nullptr) const {
-    return static_cast<double>(deq::cuda::DevicePool::instance().bytes()) - pool_before_ +
-           static_cast<double>(graph ? graph->bytes() : 0);
+  /// Held for numbers, by graphs as well.
+  double peak() const {
+    return static_cast<double>(deq::cuda::DevicePool::instance().bytes()) - pool_before_;
   }
   /// Of the device, with what a graph itself takes.
   double device() const { return bytes_in_use() - before_; }
@@ -229,7 +228,7 @@ class Model {
         f.floor ? std::optional(passes * *f.floor) : std::nullopt,
         {{"images_per_second", static_cast<double>(o_.batch) / seconds},
          {"evaluations", evaluations(pass.solve)},
-         {"peak_bytes", memory.peak(graph ? &*graph : nullptr)},
+         {"peak_bytes", memory.peak()},
          {"device_bytes", memory.device()},
          {"loss", pass.loss},
          {"z", norm(training.classifier.solution().z.to_host())},
@@ -245,8 +244,7 @@ class Model {
     auto classifier = work.classifier();
     Numbers logits;
     const auto infer = [&] { logits = classifier.logits(work.images); };
-    const auto add = [&](const std::string& kind, double recorded, double seconds,
-                         const Graph* graph) {
+    const auto add = [&](const std::string& kind, double recorded, double seconds) {
       const double f = evaluations(classifier.solution().report);
       const auto list = convolutions(config_, batch);
       const Total t = total_of(list, machine_, precision_);
@@ -254,18 +252,15 @@ class Model {
                              f * t.flop, 0, t.floor ? std::optional(f * *t.floor) : std::nullopt,
                              {{"images_per_second", static_cast<double>(batch) / seconds},
                               {"evaluations", f},
-                              {"peak_bytes", memory.peak(graph)},
+                              {"peak_bytes", memory.peak()},
                               {"logits", norm(logits.to_host())}});
     };
-    add("_eager", 0, seconds_of(o_.seconds, infer), nullptr);
+    add("_eager", 0, seconds_of(o_.seconds, infer));
     Graph graph(infer);
-    add("", 1,
-        seconds_of(o_.seconds,
-                   [&] {
-                     graph.launch();
-                     graph.finish();
-                   }),
-        &graph);
+    add("", 1, seconds_of(o_.seconds, [&] {
+          graph.launch();
+          graph.finish();
+        }));
   }
 
   /// f, its recording on a tape, a product with J^T, a solve and what of it is not f.

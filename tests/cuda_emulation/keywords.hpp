@@ -3,6 +3,10 @@
 #pragma once
 
 #define DEQ_CUDA_EMULATION 1
+/// The device is a Hopper, or an Ampere where a test asks for that.
+#ifndef DEQ_EMULATED_AMPERE
+#define __CUDA_ARCH_FEAT_SM90_ALL 1
+#endif
 
 #define __global__
 #define __device__

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 // A convolution whose tiles keep the pixels that all their taps share: of a slice of channels they
 // are read and rounded once, and every tap multiplies the same lines of shared memory from another
-// one on. Weights come, tap by tap, by copies that nobody waits for.
+// one on.
 #pragma once
 
 #include <deq/backend/cuda/conv/epilogue.cuh>
 #include <deq/backend/cuda/conv/operands.cuh>
 #include <deq/backend/cuda/conv/warpgroup.cuh>
+#include <deq/backend/cuda/conv/weights.cuh>
 
 namespace deq::cuda {
 

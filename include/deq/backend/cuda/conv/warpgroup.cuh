@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include <deq/backend/cuda/conv/tile.cuh>
@@ -15,47 +14,9 @@
 namespace deq::cuda {
 
 // Elsewhere, and on the host's side of a compilation, Tile multiplies by itself.
-/// Stages of `taps` taps of a packed weight, one after the other, by copies of all threads.
-template <class T, int taps>
-class CopiedWeights {
-  using Word = typename T::Word;
-
- public:
-  static constexpr int count = sizeof(Word) == 4 ? 3 : 2, size = taps * T::packed_size;
-
-  __device__ CopiedWeights(const Word* from, int stages, Word* shared)
-      : from_(from + 4 * threadIdx.x), shared_(shared + 4 * threadIdx.x), left_(stages) {
-    for (int i = 0; i + 1 < count; ++i) copy_next();
-  }
-  __device__ void copy_next() {
-    if (left_-- > 0) {
-#pragma unroll
-      for (int i = 0; i < size; i += 4 * threads)
-        if (size % (4 * threads) == 0 || i + 4 * static_cast<int>(threadIdx.x) < size)
-          copy_behind(reinterpret_cast<Quad<Word>*>(shared_ + next_ * size + i),
-                      reinterpret_cast<const Quad<Word>*>(from_ + i));
-    }
-    close_copies();
-    from_ += size;
-    next_ = next_ + 1 < count ? next_ + 1 : 0;
-  }
-  /// The next stage, of which what this thread has copied is there.
-  __device__ const Word* wait() {
-    wait_for_copies<count - 2>();
-    const int stage = stage_;
-    stage_ = stage_ + 1 < count ? stage_ + 1 : 0;
-    return shared_ - 4 * threadIdx.x + stage * size;
-  }
-
- private:
-  const Word* from_;
-  Word* shared_;
-  int left_, next_ = 0, stage_ = 0;
-};
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(DEQ_CUDA_EMULATION)
-
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+#ifdef __CUDACC__
 
 /// Of eight words of the sum by so many columns, as wgmma wants to be told: where they are, and how
 /// far it is from one quad of the sum to the next and from eight columns to the next.
@@ -142,40 +103,6 @@ __device__ inline void wait_for_products() {
 /// Keeps the compiler from moving a register across.
 __device__ inline void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
 
-// Copies of whole stages by the copy engine, on which one thread sets it and all may wait.
-
-__device__ inline unsigned in_shared(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-__device__ inline void begin_arrivals(std::uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(in_shared(barrier)) : "memory");
-}
-/// The copy engine sees them.
-__device__ inline void show_arrivals() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-__device__ inline void copy_in_bulk(void* shared, const void* global, int bytes,
-                                    std::uint64_t* barrier) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared.b64 _, [%2], %3;\n"
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, [%2];" ::
-          "r"(in_shared(shared)),
-      "l"(global), "r"(in_shared(barrier)), "r"(bytes)
-      : "memory");
-}
-/// For the copy of this parity.
-__device__ inline void wait_for_arrival(std::uint64_t* barrier, int parity) {
-  asm volatile(
-      "{.reg .pred there;\n"
-      "wait:\n"
-      "mbarrier.try_wait.parity.shared.b64 there, [%0], %1;\n"
-      "@there bra done;\n"
-      "bra wait;\n"
-      "done: }" ::"r"(in_shared(barrier)),
-      "r"(parity)
-      : "memory");
-}
-
 #else
 
 struct MatrixInShared {
@@ -196,12 +123,6 @@ void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4], MatrixI
 inline void begin_products() {}
 inline void wait_for_products() {}
 inline void pin(float&) {}
-inline void begin_arrivals(std::uint64_t*) {}
-inline void show_arrivals() {}
-inline void copy_in_bulk(void* shared, const void* global, int bytes, std::uint64_t*) {
-  std::memcpy(shared, global, static_cast<std::size_t>(bytes));
-}
-inline void wait_for_arrival(std::uint64_t*, int) {}
 
 #endif
 
@@ -271,66 +192,13 @@ class WarpgroupTile {
   S sum_[columns / 8][4] = {};
 };
 
-/// Stages of `taps` taps of a packed weight, one after the other, by the copy engine.
-template <class T, int taps>
-class WeightsInBulk {
-  using Word = typename T::Word;
-
- public:
-  static constexpr int count = 3, size = taps * T::packed_size;  ///< of stages, in words
-
-  /// By all threads of a block.
-  __device__ WeightsInBulk(const Word* from, int stages, Word* shared)
-      : from_(from), shared_(shared), left_(stages) {
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < count; ++i) begin_arrivals(barriers() + i);
-      show_arrivals();
-    }
-    __syncthreads();
-    for (int i = 0; i + 1 < count; ++i) copy_next();
-  }
-  /// Overwrites the stage that was waited for before the last one.
-  __device__ void copy_next() {
-    if (left_-- > 0 && threadIdx.x == 0)
-      copy_in_bulk(shared_ + next_ * size, from_, size * static_cast<int>(sizeof(Word)),
-                   barriers() + next_);
-    from_ += size;
-    next_ = next_ + 1 < count ? next_ + 1 : 0;
-  }
-  /// The next stage, when it is there.
-  __device__ const Word* wait() {
-    const int stage = stage_;
-    wait_for_arrival(barriers() + stage, parity_);
-    if (++stage_ == count) {
-      stage_ = 0;
-      parity_ ^= 1;
-    }
-    return shared_ + stage * size;
-  }
-
- private:
-  __device__ static std::uint64_t* barriers() {
-    __shared__ std::uint64_t arrivals[count];
-    return arrivals;
-  }
-
-  const Word* from_;
-  Word* shared_;
-  int left_, next_ = 0, stage_ = 0, parity_ = 0;
-};
-
-/// Who multiplies in a tile T, and how weights come.
+/// Who multiplies in a tile T.
 template <class T>
 using TileProduct = std::conditional_t<T::Arithmetic::tensor_cores,
                                        WarpgroupTile<T, typename T::Arithmetic::Precision>, T>;
-template <class T, int taps>
-using TileWeights =
-    std::conditional_t<T::Arithmetic::tensor_cores, WeightsInBulk<T, taps>, CopiedWeights<T, taps>>;
 #else
 template <class T>
 using TileProduct = T;
-template <class T, int taps>
-using TileWeights = CopiedWeights<T, taps>;
 #endif
 
 }  // namespace deq::cuda

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT
+// How the packed weight of a tile of columns comes to shared memory: in stages of some taps of a
+// slice, as they are in memory, of which the next ones are on their way while one is multiplied.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include <deq/backend/cuda/conv/tile.cuh>
+
+namespace deq::cuda {
+
+/// By copies of all threads.
+template <class T, int taps>
+class CopiedWeights {
+  using Word = typename T::Word;
+
+ public:
+  static constexpr int count = sizeof(Word) == 4 ? 3 : 2,
+                       size = taps * T::packed_size;  ///< of stages, in words
+
+  /// So many stages, from the first on.
+  __device__ CopiedWeights(const Word* from, int stages, Word* shared)
+      : from_(from + 4 * threadIdx.x), shared_(shared + 4 * threadIdx.x), left_(stages) {
+    for (int i = 0; i + 1 < count; ++i) copy_next();
+  }
+  /// Overwrites the stage that was waited for before the last one, with which all must be done.
+  __device__ void copy_next() {
+    if (left_-- > 0) {
+#pragma unroll
+      for (int i = 0; i < size; i += 4 * threads)
+        if (size % (4 * threads) == 0 || i + 4 * static_cast<int>(threadIdx.x) < size)
+          copy_behind(reinterpret_cast<Quad<Word>*>(shared_ + next_ * size + i),
+                      reinterpret_cast<const Quad<Word>*>(from_ + i));
+    }
+    close_copies();
+    from_ += size;
+    next_ = next_ + 1 < count ? next_ + 1 : 0;
+  }
+  /// The next stage, of which what this thread has copied is there.
+  __device__ const Word* wait() {
+    wait_for_copies<count - 2>();
+    const int stage = stage_;
+    stage_ = stage_ + 1 < count ? stage_ + 1 : 0;
+    return shared_ - 4 * threadIdx.x + stage * size;
+  }
+
+ private:
+  const Word* from_;
+  Word* shared_;
+  int left_, next_ = 0, stage_ = 0;
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+#ifdef __CUDACC__
+
+// The copy engine: one thread sets it to work, all may wait.
+
+__device__ inline unsigned in_shared(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+__device__ inline void begin_arrivals(std::uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(in_shared(barrier)) : "memory");
+}
+/// The copy engine sees them.
+__device__ inline void show_arrivals() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ inline void copy_in_bulk(void* shared, const void* global, int bytes,
+                                    std::uint64_t* barrier) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared.b64 _, [%2], %3;\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, [%2];" ::
+          "r"(in_shared(shared)),
+      "l"(global), "r"(in_shared(barrier)), "r"(bytes)
+      : "memory");
+}
+/// For the copy of this parity.
+__device__ inline void wait_for_arrival(std::uint64_t* barrier, int parity) {
+  asm volatile(
+      "{.reg .pred there;\n"
+      "wait:\n"
+      "mbarrier.try_wait.parity.shared.b64 there, [%0], %1;\n"
+      "@there bra done;\n"
+      "bra wait;\n"
+      "done: }" ::"r"(in_shared(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+#else
+
+inline void begin_arrivals(std::uint64_t*) {}
+inline void show_arrivals() {}
+inline void copy_in_bulk(void* shared, const void* global, int bytes, std::uint64_t*) {
+  std::memcpy(shared, global, static_cast<std::size_t>(bytes));
+}
+inline void wait_for_arrival(std::uint64_t*, int) {}
+
+#endif
+
+/// By the copy engine, which needs no thread for it.
+template <class T, int taps>
+class WeightsInBulk {
+  using Word = typename T::Word;
+
+ public:
+  // As those of CopiedWeights.
+  static constexpr int count = 3, size = taps * T::packed_size;
+
+  __device__ WeightsInBulk(const Word* from, int stages, Word* shared)
+      : from_(from), shared_(shared), left_(stages) {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < count; ++i) begin_arrivals(barriers() + i);
+      show_arrivals();
+    }
+    __syncthreads();
+    for (int i = 0; i + 1 < count; ++i) copy_next();
+  }
+  __device__ void copy_next() {
+    if (left_-- > 0 && threadIdx.x == 0)
+      copy_in_bulk(shared_ + next_ * size, from_, size * static_cast<int>(sizeof(Word)),
+                   barriers() + next_);
+    from_ += size;
+    next_ = next_ + 1 < count ? next_ + 1 : 0;
+  }
+  __device__ const Word* wait() {
+    const int stage = stage_;
+    wait_for_arrival(barriers() + stage, parity_);
+    if (++stage_ == count) {
+      stage_ = 0;
+      parity_ ^= 1;
+    }
+    return shared_ + stage * size;
+  }
+
+ private:
+  __device__ static std::uint64_t* barriers() {
+    __shared__ std::uint64_t arrivals[count];
+    return arrivals;
+  }
+
+  const Word* from_;
+  Word* shared_;
+  int left_, next_ = 0, stage_ = 0, parity_ = 0;
+};
+
+template <class T, int taps>
+using TileWeights =
+    std::conditional_t<T::Arithmetic::tensor_cores, WeightsInBulk<T, taps>, CopiedWeights<T, taps>>;
+#else
+template <class T, int taps>
+using TileWeights = CopiedWeights<T, taps>;
+#endif
+
+}  // namespace deq::cuda

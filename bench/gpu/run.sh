@@ -340,8 +340,9 @@ done
 
 # --- Sanitizers ------------------------------------------------------------------------------------
 
-for tool in memcheck racecheck initcheck; do
-  for program in cuda_contract_test cuda_graph_test cuda_conv_test; do
+# The one that takes long comes last.
+for tool in memcheck initcheck racecheck; do
+  for program in cuda_contract_test cuda_conv_test cuda_graph_test; do
     name="$tool $program"
     if [[ -z $sanitizer ]]; then
       note "$name" skipped 0 'no compute-sanitizer'

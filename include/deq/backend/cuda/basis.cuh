@@ -81,12 +81,15 @@ void project(Samples a, BasisView<const T> h, const Index* rank, Load load, S* o
   with_basis_pack<T>(h.dim, [&](auto n) {
     launch(grid, project_kernel<n, S, T, Load>, a, h, rank, load, part.data());
   });
-  add_chunks<S>(a, h.dim, width, part.data(), [=] __device__(Index s, Index k, S sum) {
-    if (k < norms)
-      put(s, k, sum);
-    else if (k - norms < rank[s])
-      out[s * h.capacity + k - norms] = sum;
-  });
+  add_chunks<S>(
+      a, h.dim, width, part.data(),
+      [=] __device__(Index s, Index k) { return k - norms < rank[s]; },
+      [=] __device__(Index s, Index k, S sum) {
+        if (k < norms)
+          put(s, k, sum);
+        else
+          out[s * h.capacity + k - norms] = sum;
+      });
 }
 
 template <int n, class S, class T, class Load, class Put>

@@ -45,24 +45,31 @@ __device__ void block_sum(S (&v)[K]) {
 template <class T>
 using Scratch = Array<PooledMemory, T>;
 
-// --- Sums over the numbers of each sample
-// --------------------------------------------------------- A sample is many chunks. Each writes
-// its part of `width` sums to a row of its own; a second, small kernel adds them up.
+// --- Sums over the numbers of each sample ------------------------------------------------------
+// A sample is many chunks. Each writes its part of `width` sums to a row of its own; a second,
+// small kernel adds them up.
 
-template <class S, class Put>
-__global__ void add_chunks_kernel(Samples a, Index chunks, Index width, const S* part, Put put) {
+template <class S, class Wanted, class Put>
+__global__ void add_chunks_kernel(Samples a, Index chunks, Index width, const S* part,
+                                  Wanted wanted, Put put) {
   const Index index = thread_index(), j = index / width, k = index % width;
-  if (j >= a.count || a[j] < 0) return;
+  if (j >= a.count || a[j] < 0 || !wanted(a[j], k)) return;
   const S* row = part + j * chunks * width + k;
   S sum = 0;
   for (Index c = 0; c < chunks; ++c) sum += row[c * width];
   put(a[j], k, sum);
 }
-/// put(sample, k, sum) for k < width. Parts that nobody wrote give sums that nobody may use.
+/// put(sample, k, sum) for those k < width that are wanted(sample, k): of others nobody need have
+/// written the parts.
+template <class S, class Wanted, class Put>
+void add_chunks(Samples a, Index dim, Index width, const S* part, Wanted wanted, Put put) {
+  launch({.x = divide_up<Index>(a.count * width, threads)}, add_chunks_kernel<S, Wanted, Put>, a,
+         divide_up(dim, chunk), width, part, wanted, put);
+}
 template <class S, class Put>
 void add_chunks(Samples a, Index dim, Index width, const S* part, Put put) {
-  launch({.x = divide_up<Index>(a.count * width, threads)}, add_chunks_kernel<S, Put>, a,
-         divide_up(dim, chunk), width, part, put);
+  add_chunks(
+      a, dim, width, part, [] __device__(Index, Index) { return true; }, put);
 }
 /// The row of this block.
 template <class S>

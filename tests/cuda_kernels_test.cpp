@@ -2,6 +2,7 @@
 // The kernels of backend/cuda against those of backend/cpu, on the same random numbers. Without a
 // GPU they run in the emulation, in several orders of blocks and threads.
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -122,14 +123,36 @@ void check_both_ways(const Lists<S>& in, Index size, Index terms, Kernel kernel)
 // --- Layout ------------------------------------------------------------------------------------
 
 TEST_CASE_TEMPLATE("copy_strips", S, float, double) {
-  for (const StripGeometry& g :
-       {StripGeometry{3, 5, 7, 6}, {70, 300, 300, 301}, {1, 1, 1, 1}, {0, 5, 5, 5}, {3, 0, 2, 2}})
+  for (const StripGeometry& g : {StripGeometry{3, 5, 7, 6},
+                                 {70, 300, 300, 301},
+                                 {1, 1, 1, 1},
+                                 {0, 5, 5, 5},
+                                 {3, 0, 2, 2},
+                                 // By fours, in several blocks; a stride that forbids it.
+                                 {2, 9000, 9004, 9000},
+                                 {3, 8, 12, 10}})
     check_both_ways<S>({random<S>(g.count * g.from_stride, 1)}, g.count * g.to_stride, 1,
                        [&](auto b, const auto& x, S* y, bool accumulate) {
                          // What is between the strips stays as it is.
                          if (!accumulate) b.fill(y, g.count * g.to_stride, S(2));
                          copy_strips(b, g, x[0], y, accumulate);
                        });
+}
+
+TEST_CASE_TEMPLATE("broadcast_sum", S, float, double) {
+  // A sum a thread, a block for each of a few, a block for a long one; sums of one number.
+  for (const auto& [rows, columns] :
+       {std::pair<Index, Index>{5, 4}, {100, 7}, {70, 5000}, {2000, 3}})
+    for (const bool over_rows : {true, false}) {
+      CAPTURE(rows);
+      CAPTURE(over_rows);
+      const Shape full{rows, columns}, kept = over_rows ? Shape{columns} : Shape{rows, 1};
+      check_both_ways<S>(
+          {random<S>(full.size(), 1)}, kept.size(), over_rows ? rows : columns,
+          [&](auto b, const auto& x, S* y, bool accumulate) {
+            broadcast_sum(b, LoopNest<2>(full, {kept, full}), std::identity{}, y, accumulate, x[0]);
+          });
+    }
 }
 
 TEST_CASE_TEMPLATE("transpose_matrix, nhwc_transpose", S, float, double) {

@@ -135,9 +135,9 @@ struct Segments {
   DEQ_HOST_DEVICE Index rows_of(Index samples) const { return samples * a_sample * rows; }
 };
 
-/// The pixels of the input that a tile of output pixels sees under all taps of the kernel: they
-/// fetch a slice of the channels once for all taps. Of every sample that the tile has pixels of
-/// they are a rectangle.
+/// The pixels of the input that a tile of output pixels sees under all taps of the kernel, fetched
+/// once for all of them, a slice of the channels at a time. Of every sample that the tile has
+/// pixels of they are a rectangle.
 struct Halo {
   /// Pixels that a tile has room for.
   static constexpr int most = 384;

@@ -32,20 +32,20 @@ void add_moments(const NormGeometry& g, const MomentParts<const S>& moments,
   const Index samples = g.shared ? 1 : g.samples, groups = g.groups();
   const Index parts = moments.parts * (g.shared ? g.samples : 1);
   for_each_team<size>(samples * groups, [=] __device__(Index s, Team<size> team) {
-    const Index sample = s / groups, width = g.channels_per_statistic;
+    const Index sample = s / groups;
+    const int width = static_cast<int>(g.channels_per_statistic);
     // Items are channels of parts; from one of this thread to the next without a division.
-    const int first = static_cast<int>(width) * static_cast<int>(s % groups);
-    const int step_parts = size / static_cast<int>(width),
-              step_channels = size - step_parts * static_cast<int>(width);
+    const int first = width * static_cast<int>(s % groups);
+    const int step_parts = size / width, step_channels = size - step_parts * width;
     const auto for_each_part = [&](auto&& body) {
-      int p = team.rank / static_cast<int>(width), c = team.rank - p * static_cast<int>(width);
+      int p = team.rank / width, c = team.rank - p * width;
       while (p < parts) {
         const S* part = moments.part(sample, p);
         if (part[0] != S(0)) body(part[0], part[1 + first + c], part[1 + g.channels + first + c]);
         p += step_parts;
         c += step_channels;
         if (c >= width) {
-          c -= static_cast<int>(width);
+          c -= width;
           ++p;
         }
       }

@@ -112,15 +112,6 @@ void for_each_piece(const PixelPieces<n>& pieces, Body body) {
   launch(pieces.grid(), piece_kernel<n, Body>, pieces, RowSet::of(pieces.samples), body);
 }
 
-/// call(integral constant 4 or 1): how many channels a thread takes at a time.
-template <class Call, class... S>
-void with_packs(Index channels, Call&& call, const S*... data) {
-  if (in_quads(channels, data...))
-    call(std::integral_constant<int, 4>{});
-  else
-    call(std::integral_constant<int, 1>{});
-}
-
 /// The moments of every channel of x in every piece.
 template <int n, class S>
 void channel_moments(const PixelPieces<n>& pieces, const S* x, S* out) {

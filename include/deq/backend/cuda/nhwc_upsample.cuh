@@ -102,19 +102,18 @@ void upsample_add_vjp(const NhwcUpsampling& g, const S* y, const S* cotangent, N
 /// y = relu(large + small, every small pixel repeated to a square).
 template <class S>
 void nhwc_upsample_add(Cuda<S>, const NhwcUpsampling& g, const S* large, const S* small, S* y) {
-  if (cuda::in_quads(g.channels, large, small, y))
-    cuda::upsample_add<4>(g, large, small, y);
-  else
-    cuda::upsample_add<1>(g, large, small, y);
+  cuda::with_packs(
+      g.channels, [&](auto packs) { cuda::upsample_add<packs>(g, large, small, y); }, large, small,
+      y);
 }
 /// The cotangents of both, from y and its cotangent.
 template <class S>
 void nhwc_upsample_add_vjp(Cuda<S>, const NhwcUpsampling& g, const S* y, const S* cotangent,
                            NhwcSink<S> of_large, NhwcSink<S> of_small) {
-  if (cuda::in_quads(g.channels, y, cotangent, of_large.data, of_small.data))
-    cuda::upsample_add_vjp<4>(g, y, cotangent, of_large, of_small);
-  else
-    cuda::upsample_add_vjp<1>(g, y, cotangent, of_large, of_small);
+  cuda::with_packs(
+      g.channels,
+      [&](auto packs) { cuda::upsample_add_vjp<packs>(g, y, cotangent, of_large, of_small); }, y,
+      cotangent, of_large.data, of_small.data);
 }
 
 }  // namespace deq

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <deq/backend/cuda/runtime.cuh>
 #include <deq/backend/geometry.hpp>
@@ -56,6 +57,15 @@ template <class... T>
 bool in_quads(Index extent, const T*... data) {
   return extent % 4 == 0 &&
          ((reinterpret_cast<std::uintptr_t>(data) % sizeof(Quad<T>) == 0) && ...);
+}
+
+/// call(integral constant 4 or 1): how many of them a thread takes at a time.
+template <class Call, class... T>
+void with_packs(Index extent, Call&& call, const T*... data) {
+  if (in_quads(extent, data...))
+    call(std::integral_constant<int, 4>{});
+  else
+    call(std::integral_constant<int, 1>{});
 }
 
 /// What is no longer positive; NaN stays NaN, so that it is seen.

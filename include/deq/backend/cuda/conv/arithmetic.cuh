@@ -12,13 +12,20 @@
 
 namespace deq::cuda {
 
+#ifdef __CUDACC__
+/// Where it is in shared memory, as instructions want to be told.
+__device__ inline unsigned in_shared(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+#endif
+
 /// Four squares of 8 lines of 4 words from shared memory: thread l gives the address of line l % 8
 /// of square l / 8, and gets word (l / 4, l % 4) of every square.
 __device__ inline void load_squares(unsigned (&words)[4], const unsigned* line) {
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(line)))
+               : "r"(in_shared(line))
                : "memory");
 #else
   deq_emulation::ldmatrix_x4(words, line);
@@ -30,7 +37,7 @@ __device__ inline void load_squares_transposed(unsigned (&words)[4], const unsig
 #ifdef __CUDACC__
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(line)))
+               : "r"(in_shared(line))
                : "memory");
 #else
   deq_emulation::ldmatrix_x4_trans(words, line);
@@ -48,9 +55,7 @@ __device__ void copy_behind(T* shared, const T* global) {
     auto* const to = reinterpret_cast<unsigned char*>(shared) + i;
     const auto* const from = reinterpret_cast<const unsigned char*>(global) + i;
 #ifdef __CUDACC__
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     static_cast<unsigned>(__cvta_generic_to_shared(to))),
-                 "l"(from)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(in_shared(to)), "l"(from)
                  : "memory");
 #else
     deq_emulation::copy_async(to, from, 16, 16);

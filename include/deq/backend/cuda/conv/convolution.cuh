@@ -21,16 +21,6 @@ void with_tile(const TilePlan& plan, Body&& body) {
     body(high, wide);
 }
 
-/// body(integral constant 4) if channels come in fours that lie where one access reaches them, else
-/// body(integral constant 1).
-template <class Body>
-void with_width(Index channels, const void* data, Body&& body) {
-  if (channels % 4 == 0 && reinterpret_cast<std::uintptr_t>(data) % 32 == 0)
-    body(std::integral_constant<int, 4>{});
-  else
-    body(std::integral_constant<int, 1>{});
-}
-
 /// The outputs of one phase, from its packed weight.
 template <class A, class S>
 void convolve(const ImageMap& map, const S* x, const S* packed, ConvEpilogue<S> epilogue) {
@@ -45,7 +35,7 @@ void convolve(const ImageMap& map, const S* x, const S* packed, ConvEpilogue<S> 
     const auto* const words = reinterpret_cast<const typename T::Word*>(packed);
     const RowSet samples = RowSet::of(map.samples);
     Grid grid{.x = plan.row_tiles, .y = plan.column_tiles, .shared_bytes = T::shared_bytes};
-    with_width(map.channels, x, [&](auto width) {
+    const auto by_width = [&](auto width) {
       if (most_rows == 0)
         return launch(grid, implicit_gemm_kernel<T, width>, map, segments, samples, x, words,
                       weight.depth, epilogue);
@@ -58,7 +48,8 @@ void convolve(const ImageMap& map, const S* x, const S* packed, ConvEpilogue<S> 
       if constexpr (width == 4)
         if (map.x.taps == 3) return with_taps(std::integral_constant<int, 3>{});
       with_taps(std::integral_constant<int, 1>{});
-    });
+    };
+    with_packs(map.channels, by_width, x);
   });
 }
 /// The convolution, or its transpose, of all of x with a packed weight.

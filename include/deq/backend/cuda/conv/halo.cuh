@@ -159,7 +159,6 @@ __global__ void __launch_bounds__(threads, 2)
     here = there;
     there = before;
   }
-  wait_for_copies<0>();
   __syncthreads();  // shared memory may be used for the sums
   auto* const sums = reinterpret_cast<typename T::S*>(halos);
   product.spread(sums);

@@ -11,6 +11,9 @@
 
 namespace deq::cuda {
 
+/// Words of a sum that are multiplied between two rounds through shared memory, its stages.
+inline constexpr int stage_words = 16;
+
 /// Where the numbers of one convolution are, as an implicit product: row m of A is the patch of
 /// output pixel m, its column k = tap * channels + c is channel c of the pixel under that tap; B
 /// (k x out_channels) is the weight.
@@ -223,7 +226,6 @@ struct SumPlan {
 /// so that what a tile needs next is always next in memory, in the order of shared memory.
 struct PackedWeight {
   static constexpr Index depth_multiple = 32, column_multiple = 64;
-  static constexpr int slice_words = 16;
   bool halo;
   Index channels;         ///< of a tap, padded with a halo
   Index depth, columns;   ///< padded
@@ -259,13 +261,13 @@ struct PackedWeight {
                 a_tap = static_cast<int>(channels), tap = k / a_tap;
       return {column, tap, k - tap * a_tap};
     }
-    const int tile = static_cast<int>(columns_of_tile), block = slice_words * tile;
+    const int tile = static_cast<int>(columns_of_tile), block = stage_words * tile;
     const int blocks = i / block, in_block = i - blocks * block;
-    const int blocks_of_tile = words / slice_words, tiles = blocks / blocks_of_tile,
+    const int blocks_of_tile = words / stage_words, tiles = blocks / blocks_of_tile,
               in_tile = blocks - tiles * blocks_of_tile, slice = in_tile / taps;
     const int quad = in_block / (4 * tile), in_quad = in_block - quad * 4 * tile;
     return {tiles * tile + in_quad / 4, in_tile - slice * taps,
-            (slice * slice_words + quad * 4 + in_quad % 4) * numbers};
+            (slice * stage_words + quad * 4 + in_quad % 4) * numbers};
   }
 
  private:

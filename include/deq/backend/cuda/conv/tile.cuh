@@ -5,13 +5,11 @@
 #pragma once
 
 #include <deq/backend/cuda/conv/arithmetic.cuh>
+#include <deq/backend/cuda/conv/plan.hpp>
 #include <deq/backend/cuda/pointwise.cuh>
 #include <deq/backend/cuda/reduce.cuh>
 
 namespace deq::cuda {
-
-/// Words of the sum in one stage.
-inline constexpr int stage_words = 16;
 
 /// A tile of `rows` x `columns` sums, by 8 warps; a warp has 32 rows of it.
 template <class A, int tile_rows, int tile_columns>

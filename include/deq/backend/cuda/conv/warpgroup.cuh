@@ -23,75 +23,58 @@ namespace deq::cuda {
 __device__ inline std::uint64_t matrix_in_shared(const unsigned* from, int to_next_quad) {
   const auto bytes16 = [](unsigned bytes) { return std::uint64_t{(bytes & 0x3ffff) >> 4}; };
   constexpr unsigned eight_columns = 8 * sizeof(Quad<unsigned>);
-  return bytes16(static_cast<unsigned>(__cvta_generic_to_shared(from))) |
-         bytes16(static_cast<unsigned>(to_next_quad) * 4u) << 16 | bytes16(eight_columns) << 32;
+  return bytes16(in_shared(from)) | bytes16(static_cast<unsigned>(to_next_quad) * 4u) << 16 |
+         bytes16(eight_columns) << 32;
 }
+
+// The operands of wgmma are the same for all precisions.
+#define DEQ_MULTIPLY_32(shape, flags)                                                             \
+  asm volatile(                                                                                   \
+      "{.reg .pred add;\n"                                                                        \
+      "setp.ne.b32 add, %21, 0;\n"                                                                \
+      "wgmma.mma_async.sync.aligned.m64n32" shape                                                 \
+      " {"                                                                                        \
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"                                     \
+      "}, {%16,%17,%18,%19}, %20, add, " flags ";}\n"                                             \
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), \
+        "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
+        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])                                \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
+#define DEQ_MULTIPLY_64(shape, flags)                                                             \
+  asm volatile(                                                                                   \
+      "{.reg .pred add;\n"                                                                        \
+      "setp.ne.b32 add, %37, 0;\n"                                                                \
+      "wgmma.mma_async.sync.aligned.m64n64" shape                                                 \
+      " {"                                                                                        \
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                    \
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"                           \
+      "}, {%32,%33,%34,%35}, %36, add, " flags ";}\n"                                             \
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), \
+        "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
+        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), \
+        "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), \
+        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]), \
+        "+f"(d[7][2]), "+f"(d[7][3])                                                              \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
 /// d += a b, 64 rows of a group of warps by `columns`; runs behind until wait_for_products.
 template <class Precision, int columns>
 __device__ void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4],
                                 std::uint64_t b) {
   static_assert(columns == 32 || columns == 64);
-  if constexpr (std::is_same_v<Precision, Bf16>) {
-    if constexpr (columns == 32) {
-      asm volatile(
-          "{.reg .pred add;\n"
-          "setp.ne.b32 add, %21, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
-          "}, {%16,%17,%18,%19}, %20, add, 1, 1, 0;}\n"
-          : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
-            "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
-            "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
-    } else {
-      asm volatile(
-          "{.reg .pred add;\n"
-          "setp.ne.b32 add, %37, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-          "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-          "}, {%32,%33,%34,%35}, %36, add, 1, 1, 0;}\n"
-          : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
-            "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
-            "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]),
-            "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
-            "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]),
-            "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
-            "+f"(d[7][2]), "+f"(d[7][3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
-    }
-  } else {
-    if constexpr (columns == 32) {
-      asm volatile(
-          "{.reg .pred add;\n"
-          "setp.ne.b32 add, %21, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {"
-          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
-          "}, {%16,%17,%18,%19}, %20, add, 1, 1;}\n"
-          : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
-            "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
-            "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
-    } else {
-      asm volatile(
-          "{.reg .pred add;\n"
-          "setp.ne.b32 add, %37, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
-          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-          "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-          "}, {%32,%33,%34,%35}, %36, add, 1, 1;}\n"
-          : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]),
-            "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]),
-            "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]),
-            "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
-            "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]),
-            "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
-            "+f"(d[7][2]), "+f"(d[7][3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
-    }
-  }
+  constexpr bool bf16 = std::is_same_v<Precision, Bf16>;
+  if constexpr (columns == 32 && bf16)
+    DEQ_MULTIPLY_32("k16.f32.bf16.bf16", "1, 1, 0");
+  else if constexpr (columns == 32)
+    DEQ_MULTIPLY_32("k8.f32.tf32.tf32", "1, 1");
+  else if constexpr (bf16)
+    DEQ_MULTIPLY_64("k16.f32.bf16.bf16", "1, 1, 0");
+  else
+    DEQ_MULTIPLY_64("k8.f32.tf32.tf32", "1, 1");
 }
+#undef DEQ_MULTIPLY_32
+#undef DEQ_MULTIPLY_64
+
 /// What was written to registers is there for the products.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wait_for_products() {

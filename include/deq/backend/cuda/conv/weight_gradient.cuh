@@ -52,16 +52,19 @@ Index gather_gradient(const ImageMap& map, const S* x, const S* dy, Scratch<S>& 
   parts = Scratch<S>(sum.parts * depth * columns);
   with_tile(plan, [&](auto rows, auto tile_columns) {
     using T = Tile<A, rows, tile_columns>;
-    with_width(map.channels, x, [&](auto width) {
-      with_width(columns, dy, [&](auto width_of_dy) {
-        launch({.x = plan.row_tiles,
-                .y = plan.column_tiles,
-                .z = sum.parts,
-                .shared_bytes = T::shared_bytes},
-               weight_gradient_kernel<T, width, width_of_dy>, map, x,
-               MatrixView<S>{dy, columns, 1, columns}, terms, sum.terms_a_part, parts.data());
-      });
-    });
+    const auto start = [&](auto width, auto width_of_dy) {
+      launch({.x = plan.row_tiles,
+              .y = plan.column_tiles,
+              .z = sum.parts,
+              .shared_bytes = T::shared_bytes},
+             weight_gradient_kernel<T, width, width_of_dy>, map, x,
+             MatrixView<S>{dy, columns, 1, columns}, terms, sum.terms_a_part, parts.data());
+    };
+    const auto by_width = [&](auto width) {
+      with_packs(
+          columns, [&](auto of_dy) { start(width, of_dy); }, dy);
+    };
+    with_packs(map.channels, by_width, x);
   });
   return sum.parts;
 }

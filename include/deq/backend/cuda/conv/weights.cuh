@@ -58,9 +58,6 @@ class CopiedWeights {
 
 // The copy engine: one thread sets it to work, all may wait.
 
-__device__ inline unsigned in_shared(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
 __device__ inline void begin_arrivals(std::uint64_t* barrier) {
   asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(in_shared(barrier)) : "memory");
 }

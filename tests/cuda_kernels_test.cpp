@@ -141,12 +141,12 @@ TEST_CASE_TEMPLATE("copy_strips", S, float, double) {
 
 TEST_CASE_TEMPLATE("broadcast_sum", S, float, double) {
   // A sum a thread, a block for each of a few, a block for a long one; sums of one number.
-  for (const auto& [rows, columns] :
-       {std::pair<Index, Index>{5, 4}, {100, 7}, {70, 5000}, {2000, 3}})
+  for (const Shape& full : {Shape{5, 4}, {100, 7}, {70, 5000}, {2000, 3}})
     for (const bool over_rows : {true, false}) {
+      const Index rows = full[0], columns = full[1];
       CAPTURE(rows);
       CAPTURE(over_rows);
-      const Shape full{rows, columns}, kept = over_rows ? Shape{columns} : Shape{rows, 1};
+      const Shape kept = over_rows ? Shape{columns} : Shape{rows, 1};
       check_both_ways<S>(
           {random<S>(full.size(), 1)}, kept.size(), over_rows ? rows : columns,
           [&](auto b, const auto& x, S* y, bool accumulate) {

@@ -470,6 +470,14 @@ TEST_CASE("A frozen weight is packed once, and its handle alone remembers") {
   for (const Tensor& other : {w, frozen.reshaped({6}), frozen.rows(0, 1), w.frozen()})
     twice(other, 0);
   CHECK(made == 8);
+
+  Tensor alias = frozen.alias();
+  CHECK(twice(alias, 0).data() == twice(frozen, 0).data());
+  CHECK(made == 8);
+  const Tensor derived = twice(alias, 2);
+  alias = {};
+  CHECK(twice(frozen, 2).data() == derived.data());
+  CHECK(made == 9);
 }
 
 TEST_CASE("Channels-last operations name what does not fit") {

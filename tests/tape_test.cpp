@@ -146,6 +146,20 @@ TEST_CASE("a tensor is a handle: copies share memory, clones do not") {
   CHECK(moved.to_host() == std::vector<double>{4, 5, 6});
 }
 
+TEST_CASE("an alias keeps the numbers, and is never alone with them") {
+  Tensor a({2}, {1, 2});
+  Tensor alias = a.alias();
+  CHECK(alias.data() == a.data());
+  CHECK_FALSE(a.unique());
+  const Tensor copy = alias, of_alias = alias.alias();
+  alias = {};
+  CHECK_FALSE(a.unique());  // copies of an alias hold on to it
+  a = {};
+  CHECK_FALSE(copy.unique());  // the tape writes nothing in place that it cannot account for
+  CHECK(of_alias.to_host() == std::vector<double>{1, 2});
+  CHECK_FALSE(Tensor().alias());
+}
+
 TEST_CASE("tensors: nothing, one number, parts, views, batches") {
   CHECK_FALSE(Tensor());
   CHECK(Tensor({0, 3}));

@@ -24,9 +24,11 @@ class TapedMap {
             std::span<const Tensor<B>> theta) {
     f_ = &f;
     state_ = state;
+    // Aliases, since the blocks of other threads work on the same tensors.
     x_.clear();
-    for (const Tensor<B>& xi : x) x_.push_back(xi.frozen());
-    theta_.assign(theta.begin(), theta.end());
+    for (const Tensor<B>& xi : x) x_.push_back(xi.alias().frozen());
+    theta_.clear();
+    for (const Tensor<B>& p : theta) theta_.push_back(p.alias());
     gathered_for_.clear();
   }
   /// Lets go of every tensor, and of the recording.

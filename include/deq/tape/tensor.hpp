@@ -97,11 +97,20 @@ class Tensor {
     return t;
   }
   bool is_frozen() const { return derived_ != nullptr; }
+  /// A handle to the same numbers that counts its copies, and finds what has been derived, apart
+  /// from this one: threads that work on the same numbers, each with an alias of its own, never
+  /// wait for each other.
+  Tensor alias() const {
+    Tensor t = *this;
+    if (t.block_) t.block_ = Block::make_alias(t.block_);
+    if (t.derived_) t.derived_ = Derived::make_alias(t.derived_);
+    return t;
+  }
   /// What `make()` computes from these numbers. On a frozen handle it is computed once for every
   /// key; concurrent callers wait.
   template <class Make>
-  Tensor derive(int key, Make&& make) const {
-    return derived_ ? derived_->get(key, std::forward<Make>(make)) : make();
+  Tensor derive(int key, const Make& make) const {
+    return derived_ ? derived_->get(key, make) : make();
   }
   Tensor clone() const {
     Tensor t(shape_);
@@ -130,48 +139,67 @@ class Tensor {
   /// pools: a tensor made in a steady state asks the system for nothing.
   struct Block {
     static Block* make(Index n) {
-      void* place = HostPool::instance().acquire(sizeof(Block));
-      return new (place) Block(static_cast<std::size_t>(n) * sizeof(Scalar));
+      const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(Scalar);
+      return in_pool(static_cast<Scalar*>(B::allocate(bytes)), bytes, nullptr);
     }
-    explicit Block(std::size_t size) : data(static_cast<Scalar*>(B::allocate(size))), bytes(size) {}
+    /// Takes over a reference to `of`, whose numbers it names.
+    static Block* make_alias(Block* of) { return in_pool(of->data, of->bytes, of); }
     void retain() { count.fetch_add(1, std::memory_order_relaxed); }
     void release() noexcept {
       if (count.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-      B::deallocate(data, bytes);
+      if (alias_of)
+        alias_of->release();
+      else
+        B::deallocate(data, bytes);
       this->~Block();
       HostPool::instance().release(this, sizeof(Block));
     }
-    bool unique() const { return count.load(std::memory_order_acquire) == 1; }
+    bool unique() const { return !alias_of && count.load(std::memory_order_acquire) == 1; }
 
     Scalar* data;
     std::size_t bytes;
+    Block* alias_of;
     std::atomic<int> count{1};
+
+   private:
+    Block(Scalar* numbers, std::size_t size, Block* of)
+        : data(numbers), bytes(size), alias_of(of) {}
+    static Block* in_pool(Scalar* numbers, std::size_t size, Block* of) {
+      return new (HostPool::instance().acquire(sizeof(Block))) Block(numbers, size, of);
+    }
   };
 
   /// What has been derived from frozen numbers.
   class Derived {
    public:
-    static Derived* make() { return new (HostPool::instance().acquire(sizeof(Derived))) Derived; }
+    static Derived* make() { return make_alias(nullptr); }
+    /// Takes over a reference to `of`, which makes what it has not got.
+    static Derived* make_alias(Derived* of) {
+      return new (HostPool::instance().acquire(sizeof(Derived))) Derived(of);
+    }
     void retain() { count_.fetch_add(1, std::memory_order_relaxed); }
     void release() noexcept {
       if (count_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+      if (alias_of_) alias_of_->release();
       this->~Derived();
       HostPool::instance().release(this, sizeof(Derived));
     }
     template <class Make>
-    Tensor get(int key, Make&& make) {
+    Tensor get(int key, const Make& make) {
       const std::lock_guard lock(mutex_);
       for (const Entry& entry : entries_)
         if (entry.key == key) return entry.value;
-      entries_.push_back({key, make()});
+      entries_.push_back({key, alias_of_ ? alias_of_->get(key, make).alias() : make()});
       return entries_.back().value;
     }
 
    private:
+    explicit Derived(Derived* of) : alias_of_(of) {}
     struct Entry {
       int key;
       Tensor value;
     };
+    Derived* alias_of_;
     std::mutex mutex_;
     PoolVector<Entry> entries_;
     std::atomic<int> count_{1};

@@ -302,8 +302,9 @@ struct ConvNorm {
   }
 
  private:
-  Tensor<B> operand(std::span<const Tensor<B>> in, std::size_t k) const {
-    return place[k] < 0 ? Tensor<B>() : in[static_cast<std::size_t>(place[k])];
+  const Tensor<B>& operand(std::span<const Tensor<B>> in, std::size_t k) const {
+    static const Tensor<B> none;
+    return place[k] < 0 ? none : in[static_cast<std::size_t>(place[k])];
   }
   /// The cotangent of the convolution takes the place of that of y, where nobody else needs it, or
   /// of u.

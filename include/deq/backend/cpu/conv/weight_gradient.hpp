@@ -21,70 +21,102 @@ struct Inside {
   }
 };
 
-/// dw += sum over the pixels of one strip of output lines of x dy^T, for R input channels and V
-/// vectors of output channels; `sum` is their place in the packed gradient of one tap.
+/// Some output lines of some samples.
+struct Strip {
+  Index first_sample, last_sample, first_line, last_line;
+};
+
+/// dw += sum over the pixels of one strip of x dy^T, for R input channels and V vectors of output
+/// channels; `sum` is their place in the packed gradient of one tap.
 template <class S, class R, class V, class Width>
-void add_strip(const Conv2dGeometry& g, Index tap, Index first_line, Index last_line, const S* x,
-               const S* dy, S* sum, R r, V v, Width last_width) {
+void add_strip(const Conv2dGeometry& g, Index tap, const Strip& strip, const S* x, const S* dy,
+               S* sum, R r, V v, Width last_width) {
   const Index ky = tap / g.kernel_width, kx = tap % g.kernel_width;
   const Inside lines(g.height, g.out_height(), ky, g.stride, g.padding);
   const Inside columns(g.width, g.out_width(), kx, g.stride, g.padding);
   constexpr Index width = v * simd_width<S>;
   Block<S, r, v> block;
   block.clear();
-  for (Index line = std::max(first_line, lines.first); line < std::min(last_line, lines.last);
-       ++line) {
-    const S* a = x + ((line * g.stride + ky - g.padding) * g.width +
-                      (columns.first * g.stride + kx - g.padding)) *
-                         g.in_channels;
-    const S* b = dy + (line * g.out_width() + columns.first) * g.out_channels;
-    block.add_outer(a, g.stride * g.in_channels, b, g.out_channels, columns.last - columns.first,
-                    last_width);
-  }
+  for (Index n = strip.first_sample; n < strip.last_sample; ++n)
+    for (Index line = std::max(strip.first_line, lines.first);
+         line < std::min(strip.last_line, lines.last); ++line) {
+      const Index in_line = n * g.height + line * g.stride + ky - g.padding;
+      const Index in_column = columns.first * g.stride + kx - g.padding;
+      const Index out_line = n * g.out_height() + line;
+      block.add_outer(x + (in_line * g.width + in_column) * g.in_channels, g.stride * g.in_channels,
+                      dy + (out_line * g.out_width() + columns.first) * g.out_channels,
+                      g.out_channels, columns.last - columns.first, last_width);
+    }
   block.write_to(sum, width, true);
 }
 
-/// dw (+)= sum over the samples, for any convolution. The team shares blocks of channels and, where
-/// those are few, parts of the samples; what they are depends on extents alone, and the sums of the
-/// parts are added in order: one order of summation for any number of threads.
+/// Parts of a sum over `terms`, each of them added up by one thread at a time, that end in `size`
+/// numbers each: several where that is little. They depend on extents alone, and are put together
+/// in order, so that the order of summation is one for any number of threads.
+class SumParts {
+ public:
+  SumParts(Index terms, Index size)
+      : terms_(terms), count_(size <= little ? std::clamp<Index>(terms, 1, most) : 1) {}
+  Index count() const { return count_; }
+  Index first(Index part) const { return part * terms_ / count_; }
+  Index last(Index part) const { return first(part + 1); }
+
+  /// The sums of all parts, `size` apart, into those of the first one.
+  template <class S>
+  void put_together(S* sums, Index size) const {
+    for (Index part = 1; part < count_; ++part)
+      for (Index i = 0; i < size; ++i) sums[i] += sums[part * size + i];
+  }
+
+ private:
+  static constexpr Index little = 65536, most = 8;
+  Index terms_, count_;
+};
+
+/// dw (+)= sum over the samples, for any convolution. The team shares parts of the samples, or
+/// blocks of channels.
 template <class S>
 void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
                             bool accumulate) {
   const Index taps = g.kernel_size(), size = packed_size<S>(g.in_channels, g.out_channels, taps);
   const Panels<S> panels(g.out_channels);
   // A strip of the cotangent's panel stays in the first-level cache for all taps and rows.
-  const Index strip = std::max<Index>(1, 192 / std::max<Index>(1, g.out_width()));
+  constexpr Index strip_pixels = 192;
+  const Index lines =
+      std::clamp<Index>(strip_pixels / std::max<Index>(1, g.out_width()), 1, g.out_height());
+  const Index together =
+      lines < g.out_height() ? 1 : std::max<Index>(1, strip_pixels / g.out_pixels());
   const Index rows = taps == 1 ? 4 * max_outer_rows : max_outer_rows;
   const Index row_blocks = (g.in_channels + rows - 1) / rows, blocks = panels.count() * row_blocks;
-  constexpr Index enough = 8;
-  const Index parts =
-      std::clamp<Index>(enough / std::max<Index>(blocks, 1), 1, std::max<Index>(g.samples, 1));
-  const Array<Cpu<S>> packed(parts * size);
+  const SumParts parts(g.samples, size);
+  const Index per_task = parts.count() > 1 ? blocks : 1, tasks = blocks / per_task;
+  const Array<Cpu<S>> packed(parts.count() * size);
   std::fill_n(packed.data(), packed.size(), S(0));
-  parallel_for(parts * blocks, [&](Index task) {
-    const Index part = task / blocks, p = task % blocks / row_blocks;
-    const Index first = task % row_blocks * rows, channel = panels.first_channel(p);
-    const auto whole_task = [&](auto v, auto last_width) {
-      constexpr Index width = v * simd_width<S>;
-      S* sums = packed.data() + part * size + channel * taps * g.in_channels;
-      for (Index n = part * g.samples / parts; n < (part + 1) * g.samples / parts; ++n)
-        for (Index line = 0; line < g.out_height(); line += strip)
+  parallel_for(parts.count() * tasks, [&](Index task) {
+    const Index part = task / tasks, first_block = task % tasks * per_task;
+    const auto add_block = [&](Index block, const Strip& strip) {
+      const Index p = block / row_blocks, first = block % row_blocks * rows,
+                  channel = panels.first_channel(p);
+      S* const sums = packed.data() + part * size + channel * taps * g.in_channels;
+      with_panel(panels.width_of(p), [&](auto v) {
+        with_width<S>(g.out_channels - channel - (v - 1) * simd_width<S>, [&](auto last_width) {
           for_each_block<v, max_outer_rows>(
               std::min(rows, g.in_channels - first), [&](auto r, Index row) {
                 for (Index tap = 0; tap < taps; ++tap)
-                  add_strip(g, tap, line, std::min(g.out_height(), line + strip),
-                            x + n * g.in_pixels() * g.in_channels + first + row,
-                            dy + n * g.out_pixels() * g.out_channels + channel,
-                            sums + (tap * g.in_channels + first + row) * width, r, v, last_width);
+                  add_strip(g, tap, strip, x + first + row, dy + channel,
+                            sums + (tap * g.in_channels + first + row) * v * simd_width<S>, r, v,
+                            last_width);
               });
+        });
+      });
     };
-    with_panel(panels.width_of(p), [&](auto v) {
-      with_width<S>(g.out_channels - channel - (v - 1) * simd_width<S>,
-                    [&](auto last_width) { whole_task(v, last_width); });
-    });
+    for (Index n = parts.first(part); n < parts.last(part); n += together)
+      for (Index line = 0; line < g.out_height(); line += lines)
+        for (Index block = first_block; block < first_block + per_task; ++block)
+          add_block(block, {n, std::min(n + together, parts.last(part)), line,
+                            std::min(line + lines, g.out_height())});
   });
-  for (Index part = 1; part < parts; ++part)
-    for (Index i = 0; i < size; ++i) packed.data()[i] += packed.data()[part * size + i];
+  parts.put_together(packed.data(), size);
   unpack_taps(g.in_channels, g.out_channels, taps, packed.data(), dw, accumulate);
 }
 
@@ -106,52 +138,63 @@ void transform_cotangent(const Pixels<S>& image, Index line, Index column, Index
   });
 }
 
-/// The same sum by Winograd's tiles, for 3 x 3 kernels of stride 1: some tiles of all samples are
-/// transformed, then every point adds up their products, in order.
+/// The same sum by Winograd's tiles, for 3 x 3 kernels of stride 1: some tiles are transformed,
+/// then every point adds up their products, in order. The team shares parts of all tiles, or tiles
+/// and points.
 template <int M, class S>
 void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
                               bool accumulate) {
   constexpr int points = Winograd<M>::tile * Winograd<M>::tile;
   const Tiles<M> tiles(g);
   const Panels<S> panels(g.out_channels);
-  const Array<Cpu<S>> packed(packed_size<S>(g.in_channels, g.out_channels, points));
+  const Index size = packed_size<S>(g.in_channels, g.out_channels, points);
   const Array<Cpu<S>> zeros(std::max(g.in_channels, g.out_channels));
   std::fill_n(zeros.data(), zeros.size(), S(0));
 
   // So many that reading the sums again for every group of tiles costs little.
-  const Index all = g.samples * tiles.count(), together = std::min<Index>(all, 64);
+  constexpr Index together = 64;
+  const Index all = g.samples * tiles.count();
+  const SumParts parts((all + together - 1) / together, size);
+  const Array<Cpu<S>> packed(parts.count() * size);
   if (all == 0) std::fill_n(packed.data(), packed.size(), S(0));  // the sum of nothing
-  const TransformedTiles<S> input(points, together, g.in_channels);
-  const TransformedTiles<S> cotangent(points, together, panels.vectors * simd_width<S>);
-  for (Index first = 0; first < all; first += together) {
-    const Index count = std::min(together, all - first);
-    parallel_for(count, [&](Index i) {
-      const auto [n, line, column] =
-          tiles.at((first + i) / tiles.count(), (first + i) % tiles.count());
-      const Pixels<S> image(x + n * g.in_pixels() * g.in_channels, g.height, g.width, g.in_channels,
-                            zeros.data());
-      transform_input<M>(image, line - g.padding, column - g.padding, g.in_channels, input, i);
-      const Pixels<S> of_output(dy + n * g.out_pixels() * g.out_channels, g.out_height(),
-                                g.out_width(), g.out_channels, zeros.data());
-      transform_cotangent<M>(of_output, line, column, g.out_channels, cotangent, i);
-    });
-    parallel_for(points, [&](Index point) {
-      for (Index p = 0; p < panels.count(); ++p)
-        with_panel(panels.width_of(p), [&](auto v) {
-          constexpr Index width = v * simd_width<S>;
-          S* const sums = packed.data() + panels.first_channel(p) * points * g.in_channels +
-                          point * g.in_channels * width;
-          for_each_block<v, max_outer_rows>(g.in_channels, [&](auto r, Index row) {
-            Block<S, r, v> block;
-            block.clear();
-            block.add_outer(input.at(point, 0) + row, input.step(),
-                            cotangent.at(point, 0) + panels.first_channel(p), cotangent.step(),
-                            count, Whole{});
-            block.write_to(sums + row * width, width, first > 0);
+  parallel_for(parts.count(), [&](Index part) {
+    const Index begin = parts.first(part) * together;
+    const Index end = std::min(all, parts.last(part) * together);
+    const Index most = std::min(together, end - begin);
+    const TransformedTiles<S> input(points, most, g.in_channels);
+    const TransformedTiles<S> cotangent(points, most, panels.vectors * simd_width<S>);
+    for (Index first = begin; first < end; first += together) {
+      const Index count = std::min(together, end - first);
+      parallel_for(count, [&](Index i) {
+        const auto [n, line, column] =
+            tiles.at((first + i) / tiles.count(), (first + i) % tiles.count());
+        const Pixels<S> image(x + n * g.in_pixels() * g.in_channels, g.height, g.width,
+                              g.in_channels, zeros.data());
+        transform_input<M>(image, line - g.padding, column - g.padding, g.in_channels, input, i);
+        const Pixels<S> of_output(dy + n * g.out_pixels() * g.out_channels, g.out_height(),
+                                  g.out_width(), g.out_channels, zeros.data());
+        transform_cotangent<M>(of_output, line, column, g.out_channels, cotangent, i);
+      });
+      parallel_for(points, [&](Index point) {
+        for (Index p = 0; p < panels.count(); ++p)
+          with_panel(panels.width_of(p), [&](auto v) {
+            constexpr Index width = v * simd_width<S>;
+            S* const sums = packed.data() + part * size +
+                            panels.first_channel(p) * points * g.in_channels +
+                            point * g.in_channels * width;
+            for_each_block<v, max_outer_rows>(g.in_channels, [&](auto r, Index row) {
+              Block<S, r, v> block;
+              block.clear();
+              block.add_outer(input.at(point, 0) + row, input.step(),
+                              cotangent.at(point, 0) + panels.first_channel(p), cotangent.step(),
+                              count, Whole{});
+              block.write_to(sums + row * width, width, first > begin);
+            });
           });
-        });
-    });
-  }
+      });
+    }
+  });
+  parts.put_together(packed.data(), size);
   unpack_winograd<M>(g.in_channels, g.out_channels, packed.data(), dw, accumulate);
 }
 

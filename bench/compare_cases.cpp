@@ -130,7 +130,7 @@ class MdeqCase {
                              std::vector<std::int64_t>(work_.labels.begin(), work_.labels.end()));
     for (std::size_t i = 0; i < work_.masks.size(); ++i)
       add(writer, "mask." + std::to_string(i), work_.masks[i]);
-    add(writer, "z", deq::mdeq_state_to_nchw(work_.model.config(), work_.z));
+    add(writer, "z", deq::mdeq_state_to_nchw(work_.model.config(), work_.state()));
     writer.write(path);
   }
 
@@ -183,10 +183,11 @@ class MdeqCase {
   /// recording.
   Result alone(double budget) {
     const bench::MdeqArguments arguments = work_.arguments();
+    const Tensor z = work_.state();
     auto layer =
         deq::equilibrium<deq::FixedPoint>(work_.model.function(false), deq::FixedPoint{exactly(0)},
                                           deq::Npg{.k = vjps + 1, .lambda = 1});
-    const auto solution = layer.solve(work_.z, arguments.inputs(), arguments.params());
+    const auto solution = layer.solve(z, arguments.inputs(), arguments.params());
     if (what_ == "f")
       return {median_times(budget, [&] { layer.apply(solution); }),
               1,
@@ -194,8 +195,8 @@ class MdeqCase {
     deq::EquilibriumGradients<B> g;
     g.inputs.resize(arguments.x.size());
     g.params.resize(arguments.theta.size());
-    layer.gradient(solution, work_.z, g);
-    const Times t = median_times(budget, [&] { layer.gradient(solution, work_.z, g); });
+    layer.gradient(solution, z, g);
+    const Times t = median_times(budget, [&] { layer.gradient(solution, z, g); });
     return {{t.wall / vjps, t.processor / vjps}, 1, {{"z", norm(g.adjoint)}}};
   }
 

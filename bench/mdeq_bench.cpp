@@ -58,7 +58,7 @@ class Blocks {
   using Map = deq::TapedMap<B, deq::MdeqFunction, std::dynamic_extent, std::dynamic_extent>;
 
   Blocks(MdeqWork& work, const Tensor& z)
-      : f_(work.model.function(false)), z_(z), h_(work.z), out_(z.shape()) {
+      : f_(work.model.function(false)), z_(z), h_(work.state()), out_(z.shape()) {
     const bench::MdeqArguments arguments = work.arguments();
     std::vector<Tensor> theta;
     Index parameters = 0;
@@ -147,14 +147,14 @@ void count(benchmark::State& state, MdeqWork& work, double evaluations, double v
 
 void f(benchmark::State& state, const MdeqConfig& config) {
   MdeqWork work(config, state.range(0));
-  Blocks blocks(work, work.z);
+  Blocks blocks(work, work.state());
   measure(state, [&] { blocks.evaluate(); });
   count(state, work, 1, 0);
 }
 
 void record(benchmark::State& state, const MdeqConfig& config) {
   MdeqWork work(config, state.range(0));
-  Blocks blocks(work, work.z);
+  Blocks blocks(work, work.state());
   measure(state, [&] { blocks.record(); });
   count(state, work, 1, 0);
 }
@@ -163,7 +163,7 @@ void record(benchmark::State& state, const MdeqConfig& config) {
 void vjp(benchmark::State& state, const MdeqConfig& config) {
   constexpr int vjps = 10;
   MdeqWork work(config, state.range(0));
-  Blocks blocks(work, work.z);
+  Blocks blocks(work, work.state());
   blocks.record();
   const auto none = [](Index) -> const deq::NoInverse* { return nullptr; };
   const deq::Npg series{.k = vjps + 1, .lambda = 1};
@@ -178,8 +178,8 @@ void adjoint(benchmark::State& state, const MdeqConfig& config, const Policy& po
   auto layer = deq::equilibrium<deq::Broyden<Storage>, deq::Gdeq>(
       work.model.function(false), bench::broyden<Storage>(bench::forward_iterations));
   const bench::MdeqArguments arguments = work.arguments();
-  const auto solution =
-      layer.solve(Tensor(work.z.shape(), 0), arguments.inputs(), arguments.params());
+  const auto solution = layer.solve(Tensor({work.batch(), config.state_size()}, 0),
+                                    arguments.inputs(), arguments.params());
   Blocks blocks(work, solution.z);
   blocks.record();
   measure(state,

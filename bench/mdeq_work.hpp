@@ -55,12 +55,9 @@ struct MdeqWork {
   Tensor images;
   std::vector<Index> labels;
   std::vector<Tensor> masks;
-  Tensor z;  ///< where f and its VJP are measured alone
 
   MdeqWork(const deq::MdeqConfig& config, Index batch)
-      : model(config),
-        images(random_normal({batch, 3, 32, 32}, 0)),
-        z(random_normal({batch, config.state_size()}, 1)) {
+      : model(config), images(random_normal({batch, 3, 32, 32}, 0)) {
     for (auto& p : model.parameters())
       if (config.branches() == 2 && p.name.ends_with("gnorm.bias"))
         p.value = random_normal(p.value.shape(), 2, 5);
@@ -71,7 +68,9 @@ struct MdeqWork {
                                                          {.layer = static_cast<std::uint32_t>(i)}));
   }
 
-  Index batch() const { return z.extent(0); }
+  Index batch() const { return images.extent(0); }
+  /// Where f and its VJP are measured alone.
+  Tensor state() const { return random_normal({batch(), model.config().state_size()}, 1); }
 
   template <class Storage, class Policy>
   deq::MdeqClassifier<deq::Cpu<float>, deq::Broyden<Storage>, Policy> classifier(Policy policy) {

@@ -73,8 +73,8 @@ class SumParts {
   Index terms_, count_;
 };
 
-/// dw (+)= sum over the samples, for any convolution. The team shares parts of the samples, or
-/// blocks of channels.
+/// dw (+)= sum over the samples, for any convolution. The team shares parts of the samples, each of
+/// which reads a strip once for all channels, or blocks of channels.
 template <class S>
 void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
                             bool accumulate) {
@@ -89,7 +89,8 @@ void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S*
   const Index rows = taps == 1 ? 4 * max_outer_rows : max_outer_rows;
   const Index row_blocks = (g.in_channels + rows - 1) / rows, blocks = panels.count() * row_blocks;
   const SumParts parts(g.samples, size);
-  const Index per_task = parts.count() > 1 ? blocks : 1, tasks = blocks / per_task;
+  const Index per_task = parts.count() > 1 ? std::max<Index>(blocks, 1) : 1;
+  const Index tasks = blocks / per_task;
   const Array<Cpu<S>> packed(parts.count() * size);
   std::fill_n(packed.data(), packed.size(), S(0));
   parallel_for(parts.count() * tasks, [&](Index task) {

@@ -252,8 +252,8 @@ TEST_CASE("Threads share the panels of a single piece, and no bit depends on how
 TEST_CASE("How well the gradient of a 3x3 weight rounds, by algorithm") {
   using engine::ConvAlgorithm;
   // As above; the bounds are about a quarter above what was measured. oneDNN's chains are as long
-  // as the pixels of a part of the samples: 5.7e-7 (AVX2; 1.8e-7 with
-  // AVX-512), 3.0e-7, 1.6e-7, 2.7e-7 and 1.6e-7.
+  // as the pixels of a part of the samples: 5.7e-7 (AVX2; 1.8e-7 with AVX-512), 3.0e-7, 1.6e-7,
+  // 2.7e-7 and 1.6e-7.
   struct Case {
     Conv2dGeometry geometry;
     double direct, winograd2, winograd4, onednn;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <mutex>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -263,6 +264,28 @@ TEST_CASE("parallel_for: a nested loop runs on the thread that it is called from
   CHECK(calls == 64);
   CHECK(elsewhere == 0);
   CHECK_FALSE(deq::detail::inside_parallel);
+}
+
+TEST_CASE("parallel_for never waits for a team that is at work for another thread") {
+  const Threads scope(2);
+  // One thread holds a lock while it begins a loop, which the team's work for another waits for.
+  std::mutex held;
+  std::atomic<bool> locked = false, team_at_work = false;
+  std::atomic<int> calls = 0;
+  std::thread other([&] {
+    const std::lock_guard lock(held);
+    locked = true;
+    while (!team_at_work) std::this_thread::yield();
+    deq::parallel_for(10, [&](Index) { ++calls; });
+  });
+  while (!locked) std::this_thread::yield();
+  deq::parallel_for(2, [&](Index) {
+    team_at_work = true;
+    const std::lock_guard lock(held);
+    ++calls;
+  });
+  other.join();
+  CHECK(calls == 12);
 }
 
 TEST_CASE("parallel_for rethrows an exception, and is as good as new afterwards") {

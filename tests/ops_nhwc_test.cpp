@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // deq/tape/ops/nhwc.hpp: every operation against the NCHW operations that it stands for
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -478,6 +479,30 @@ TEST_CASE("A frozen weight is packed once, and its handle alone remembers") {
   alias = {};
   CHECK(twice(frozen, 2).data() == derived.data());
   CHECK(made == 9);
+}
+
+TEST_CASE("Aliases share what is derived, whoever is first, and outlive the frozen handle") {
+  const Threads scope(4);
+  for (int round = 0; round < 20; ++round) {
+    Tensor frozen = random_tensor({2, 3}, 1).frozen();
+    std::vector<Tensor> aliases(8);
+    for (Tensor& alias : aliases) alias = frozen.alias();
+    const std::vector<double> numbers = frozen.to_host();
+    frozen = {};
+    std::atomic<int> made = 0;
+    deq::parallel_for(8, [&](Index i) {
+      Tensor& alias = aliases[static_cast<std::size_t>(i)];
+      const Tensor derived = alias.derive(0, [&] {
+        ++made;
+        return alias.clone();
+      });
+      const Tensor copy = alias;
+      alias = {};
+      CHECK(derived.to_host() == numbers);
+      CHECK(copy.to_host() == numbers);
+    });
+    CHECK(made == 1);
+  }
 }
 
 TEST_CASE("Channels-last operations name what does not fit") {

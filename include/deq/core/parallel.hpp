@@ -66,9 +66,11 @@ class ThreadTeam {
 
   int size() const { return static_cast<int>(shares_.size()); }
 
-  /// Runs job(context, i) for i in [0, n).
-  void run(Index n, Job job, void* context) {
-    const std::lock_guard one_loop_at_a_time(loop_);
+  /// Runs job(context, i) for i in [0, n); false if the team is at work for another thread, and
+  /// then nothing has run. Nobody waits for the team: he may hold what its work is waiting for.
+  bool run(Index n, Job job, void* context) {
+    const std::unique_lock one_loop_at_a_time(loop_, std::try_to_lock);
+    if (!one_loop_at_a_time) return false;
     job_ = job;
     context_ = context;
     n_ = n;
@@ -77,6 +79,7 @@ class ThreadTeam {
     call();
     take_part(0);
     for (int left = running_; left != 0; left = running_) wait_for_change(running_, left);
+    return true;
   }
 
  private:
@@ -166,14 +169,15 @@ inline void set_num_threads(int threads) {
 
 /// Calls body(i) for i in [0, n), in any order and on any thread of the team; each begins with a
 /// share of its own and then takes from the others', so uneven pieces balance. The first exception
-/// is rethrown here. Nested loops run on the calling thread. `serial` (a guess that the work is too
-/// small to share) keeps it there as well.
+/// is rethrown here. Nested loops run on the calling thread, and so does a loop while the team is
+/// at work for another thread of the program. `serial` (a guess that the work is too small to
+/// share) keeps it there as well.
 template <class Body>
 void parallel_for(Index n, Body&& body, bool serial = false) {
-  if (serial || n <= 1 || detail::inside_parallel || num_threads() == 1) {
+  const auto alone = [&] {
     for (Index i = 0; i < n; ++i) body(i);
-    return;
-  }
+  };
+  if (serial || n <= 1 || detail::inside_parallel || num_threads() == 1) return alone();
   detail::FirstError error;
 #ifdef DEQ_WITH_OPENMP
 #pragma omp parallel for schedule(dynamic) num_threads(num_threads())
@@ -187,13 +191,14 @@ void parallel_for(Index n, Body&& body, bool serial = false) {
     Body& body;
     detail::FirstError& error;
   } loop{body, error};
-  detail::Team::instance().get().run(
+  const bool done = detail::Team::instance().get().run(
       n,
       [](void* context, Index i) {
         const Loop& l = *static_cast<Loop*>(context);
         l.error.guard([&] { l.body(i); });
       },
       &loop);
+  if (!done) return alone();
 #endif
   error.rethrow();
 }

@@ -89,17 +89,17 @@ class Tensor {
     t.shape_[0] = n;
     return t;
   }
-  /// A handle to the same numbers whose owner promises that they stay as they are while it or a
-  /// copy of it lives.
+  /// A handle to the same numbers whose owner promises that they stay as they are while it, a copy
+  /// or an alias of it lives.
   Tensor frozen() const {
     Tensor t = thawed();
     t.derived_ = Derived::make();
     return t;
   }
   bool is_frozen() const { return derived_ != nullptr; }
-  /// A handle to the same numbers that counts its copies, and finds what has been derived, apart
-  /// from this one: threads that work on the same numbers, each with an alias of its own, never
-  /// wait for each other.
+  /// A handle to the same numbers that counts its copies, and finds what it has derived before,
+  /// apart from this one: threads that work on the same numbers, each with an alias of its own, do
+  /// not write to the same counts. It is never unique.
   Tensor alias() const {
     Tensor t = *this;
     if (t.block_) t.block_ = Block::make_alias(t.block_);
@@ -186,11 +186,19 @@ class Tensor {
     }
     template <class Make>
     Tensor get(int key, const Make& make) {
-      const std::lock_guard lock(mutex_);
+      std::unique_lock lock(mutex_);
       for (const Entry& entry : entries_)
         if (entry.key == key) return entry.value;
-      entries_.push_back({key, alias_of_ ? alias_of_->get(key, make).alias() : make()});
-      return entries_.back().value;
+      if (!alias_of_) {
+        entries_.push_back({key, make()});
+        return entries_.back().value;
+      }
+      lock.unlock();
+      // Two threads with one alias may come here both, and note the same.
+      const Tensor value = alias_of_->get(key, make).alias();
+      lock.lock();
+      entries_.push_back({key, value});
+      return value;
     }
 
    private:

@@ -51,15 +51,20 @@ void add_strip(const Conv2dGeometry& g, Index tap, const Strip& strip, const S* 
 }
 
 /// Parts of a sum over `terms`, each of them added up by one thread at a time, that end in `size`
-/// numbers each: several where that is little. They depend on extents alone, and are put together
-/// in order, so that the order of summation is one for any number of threads.
+/// numbers each: several where that is little, or where there is little else to share, `blocks` of
+/// it. They depend on extents alone, and are put together in order, so that the order of summation
+/// is one for any number of threads.
 class SumParts {
  public:
-  SumParts(Index terms, Index size)
-      : terms_(terms), count_(size <= little ? std::clamp<Index>(terms, 1, most) : 1) {}
+  SumParts(Index terms, Index size, Index blocks)
+      : terms_(terms),
+        count_(std::clamp<Index>(size <= little ? enough : enough / std::max<Index>(blocks, 1), 1,
+                                 std::max<Index>(terms, 1))) {}
   Index count() const { return count_; }
   Index first(Index part) const { return part * terms_ / count_; }
   Index last(Index part) const { return first(part + 1); }
+  /// Whether no thread needs to share a part with others.
+  bool enough_for_all() const { return inside_parallel || count_ >= num_threads(); }
 
   /// The sums of all parts, `size` apart, into those of the first one.
   template <class S>
@@ -69,7 +74,7 @@ class SumParts {
   }
 
  private:
-  static constexpr Index little = 65536, most = 8;
+  static constexpr Index little = 65536, enough = 8;
   Index terms_, count_;
 };
 
@@ -82,14 +87,12 @@ void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S*
   const Panels<S> panels(g.out_channels);
   // A strip of the cotangent's panel stays in the first-level cache for all taps and rows.
   constexpr Index strip_pixels = 192;
-  const Index lines =
-      std::clamp<Index>(strip_pixels / std::max<Index>(1, g.out_width()), 1, g.out_height());
-  const Index together =
-      lines < g.out_height() ? 1 : std::max<Index>(1, strip_pixels / g.out_pixels());
+  const Index lines = std::max<Index>(1, strip_pixels / std::max<Index>(1, g.out_width()));
+  const Index together = std::max<Index>(1, lines / std::max<Index>(1, g.out_height()));
   const Index rows = taps == 1 ? 4 * max_outer_rows : max_outer_rows;
   const Index row_blocks = (g.in_channels + rows - 1) / rows, blocks = panels.count() * row_blocks;
-  const SumParts parts(g.samples, size);
-  const Index per_task = parts.count() > 1 ? std::max<Index>(blocks, 1) : 1;
+  const SumParts parts((g.samples + together - 1) / together, size, blocks);
+  const Index per_task = parts.enough_for_all() ? std::max<Index>(blocks, 1) : 1;
   const Index tasks = blocks / per_task;
   const Array<Cpu<S>> packed(parts.count() * size);
   std::fill_n(packed.data(), packed.size(), S(0));
@@ -111,10 +114,10 @@ void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S*
         });
       });
     };
-    for (Index n = parts.first(part); n < parts.last(part); n += together)
+    for (Index n = parts.first(part); n < parts.last(part); ++n)
       for (Index line = 0; line < g.out_height(); line += lines)
         for (Index block = first_block; block < first_block + per_task; ++block)
-          add_block(block, {n, std::min(n + together, parts.last(part)), line,
+          add_block(block, {n * together, std::min((n + 1) * together, g.samples), line,
                             std::min(line + lines, g.out_height())});
   });
   parts.put_together(packed.data(), size);
@@ -155,10 +158,10 @@ void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, 
   // So many that reading the sums again for every group of tiles costs little.
   constexpr Index together = 64;
   const Index all = g.samples * tiles.count();
-  const SumParts parts((all + together - 1) / together, size);
+  const SumParts parts((all + together - 1) / together, size, points);
   const Array<Cpu<S>> packed(parts.count() * size);
   if (all == 0) std::fill_n(packed.data(), packed.size(), S(0));  // the sum of nothing
-  parallel_for(parts.count(), [&](Index part) {
+  const auto add_part = [&](Index part) {
     const Index begin = parts.first(part) * together;
     const Index end = std::min(all, parts.last(part) * together);
     const Index most = std::min(together, end - begin);
@@ -194,7 +197,8 @@ void weight_gradient_winograd(const Conv2dGeometry& g, const S* x, const S* dy, 
           });
       });
     }
-  });
+  };
+  parallel_for(parts.count(), add_part, !parts.enough_for_all());
   parts.put_together(packed.data(), size);
   unpack_winograd<M>(g.in_channels, g.out_channels, packed.data(), dw, accumulate);
 }

@@ -57,8 +57,9 @@ class Blocks {
  public:
   using Map = deq::TapedMap<B, deq::MdeqFunction, std::dynamic_extent, std::dynamic_extent>;
 
-  Blocks(MdeqWork& work, const Tensor& z)
-      : f_(work.model.function(false)), z_(z), h_(work.state()), out_(z.shape()) {
+  /// At z, and with the cotangent h.
+  Blocks(MdeqWork& work, const Tensor& z, const Tensor& h)
+      : f_(work.model.function(false)), z_(z), h_(h), out_(z.shape()) {
     const bench::MdeqArguments arguments = work.arguments();
     std::vector<Tensor> theta;
     Index parameters = 0;
@@ -147,14 +148,16 @@ void count(benchmark::State& state, MdeqWork& work, double evaluations, double v
 
 void f(benchmark::State& state, const MdeqConfig& config) {
   MdeqWork work(config, state.range(0));
-  Blocks blocks(work, work.state());
+  const Tensor z = work.state();
+  Blocks blocks(work, z, z);
   measure(state, [&] { blocks.evaluate(); });
   count(state, work, 1, 0);
 }
 
 void record(benchmark::State& state, const MdeqConfig& config) {
   MdeqWork work(config, state.range(0));
-  Blocks blocks(work, work.state());
+  const Tensor z = work.state();
+  Blocks blocks(work, z, z);
   measure(state, [&] { blocks.record(); });
   count(state, work, 1, 0);
 }
@@ -163,7 +166,8 @@ void record(benchmark::State& state, const MdeqConfig& config) {
 void vjp(benchmark::State& state, const MdeqConfig& config) {
   constexpr int vjps = 10;
   MdeqWork work(config, state.range(0));
-  Blocks blocks(work, work.state());
+  const Tensor z = work.state();
+  Blocks blocks(work, z, z);
   blocks.record();
   const auto none = [](Index) -> const deq::NoInverse* { return nullptr; };
   const deq::Npg series{.k = vjps + 1, .lambda = 1};
@@ -180,7 +184,7 @@ void adjoint(benchmark::State& state, const MdeqConfig& config, const Policy& po
   const bench::MdeqArguments arguments = work.arguments();
   const auto solution = layer.solve(Tensor({work.batch(), config.state_size()}, 0),
                                     arguments.inputs(), arguments.params());
-  Blocks blocks(work, solution.z);
+  Blocks blocks(work, solution.z, work.state());
   blocks.record();
   measure(state,
           [&] { blocks.adjoint(policy, [&](Index b) { return solution.inverse(b).get(); }); });

@@ -67,7 +67,8 @@ class ThreadTeam {
   int size() const { return static_cast<int>(shares_.size()); }
 
   /// Runs job(context, i) for i in [0, n); false if the team is at work for another thread, and
-  /// then nothing has run. Nobody waits for the team: he may hold what its work is waiting for.
+  /// then nothing has run. No thread waits for the team: it may hold what the team's work
+  /// waits for.
   bool run(Index n, Job job, void* context) {
     const std::unique_lock one_loop_at_a_time(loop_, std::try_to_lock);
     if (!one_loop_at_a_time) return false;

@@ -114,10 +114,10 @@ void weight_gradient_direct(const Conv2dGeometry& g, const S* x, const S* dy, S*
         });
       });
     };
-    for (Index n = parts.first(part); n < parts.last(part); ++n)
+    for (Index group = parts.first(part); group < parts.last(part); ++group)
       for (Index line = 0; line < g.out_height(); line += lines)
         for (Index block = first_block; block < first_block + per_task; ++block)
-          add_block(block, {n * together, std::min((n + 1) * together, g.samples), line,
+          add_block(block, {group * together, std::min((group + 1) * together, g.samples), line,
                             std::min(line + lines, g.out_height())});
   });
   parts.put_together(packed.data(), size);

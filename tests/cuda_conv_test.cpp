@@ -15,6 +15,7 @@
 #include <deq/backend/cuda/gemm.cuh>
 #include <deq/backend/cuda/nhwc_conv.cuh>
 
+#include "support/images.hpp"
 #include "support/maps.hpp"
 #include "support/two_backends.hpp"
 
@@ -119,6 +120,55 @@ TEST_CASE_TEMPLATE("Statistics taken while a convolution writes", B, DEQ_PRECISI
                                        {S(0.1), y[1], y[2], y[3]});
               });
     }
+}
+
+TEST_CASE("Convolutions of images stored as bfloat16, and their gradients") {
+  using B = CudaBf16;
+  for (const Conv2dGeometry& g : geometries) {
+    CAPTURE(g.in_channels);
+    CAPTURE(g.height);
+    CAPTURE(g.out_channels);
+    const Index in = g.samples * g.in_channels * g.in_pixels(),
+                out = g.samples * g.out_channels * g.out_pixels(),
+                size = g.out_channels * g.patch();
+    const NormGeometry n{g.samples, g.out_channels, g.out_pixels(), g.out_channels};
+    for (const bool rich : {false, true}) {
+      CAPTURE(rich);
+      both<B>({random(in, 1), random(size, 2), random(g.out_channels, 3),
+               random(g.samples * g.out_channels, 4), random(out, 5)},
+              {out, g.samples, g.samples, g.samples}, 4 * tolerance<B>(g.patch()),
+              [&](auto backend, auto x, auto y) {
+                using Images = Image<decltype(backend)>;
+                const auto packed = scratch(backend, nhwc_packed_size(backend, g, false));
+                nhwc_pack(backend, g, false, x[1], packed.data());
+                const Images images(x[0], in), addend(x[4], out), u(out);
+                if (rich)
+                  nhwc_conv2d_statistics(backend, g, n, images.data(), packed.data(),
+                                         {x[2], x[3], addend.data()}, u.data(),
+                                         {0.1f, y[1], y[2], y[3]});
+                else
+                  nhwc_conv2d_statistics(backend, g, n, images.data(), packed.data(), {}, u.data(),
+                                         {0.1f, y[1], y[2], y[3]});
+                u.copy_to(y[0]);
+              });
+      both<B>({random(size, 2), random(out, 5), random(in, 6)}, {in},
+              tolerance<B>(g.out_channels * g.kernel_size()), [&](auto backend, auto x, auto y) {
+                using Images = Image<decltype(backend)>;
+                const auto packed = scratch(backend, nhwc_packed_size(backend, g, true));
+                nhwc_pack(backend, g, true, x[0], packed.data());
+                const Images dy(x[1], out), dx(x[2], in);
+                nhwc_conv2d_vjp_input(backend, g, packed.data(), dy.data(), dx.data(), rich);
+                dx.copy_to(y[0]);
+              });
+      both<B>({random(in, 1), random(out, 5), random(size, 7)}, {size},
+              tolerance<B>(g.samples * g.out_pixels()), [&](auto backend, auto x, auto y) {
+                using Images = Image<decltype(backend)>;
+                if (rich) copy(backend, x[2], y[0], size);
+                const Images images(x[0], in), dy(x[1], out);
+                nhwc_conv2d_vjp_weight(backend, g, images.data(), dy.data(), y[0], rich);
+              });
+    }
+  }
 }
 
 TEST_CASE_TEMPLATE("A convolution of NCHW images and its gradients", B, DEQ_PRECISIONS) {

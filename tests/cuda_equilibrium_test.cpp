@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Solvers, policies, the tape, the layer and a training step on the CUDA backend: the source is the
 // CPU's, so the results have to be.
+#include <array>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -164,4 +165,108 @@ TEST_CASE("In single precision as well") {
   using S = float;
   const Stopping stopping{.max_iterations = 25, .relative_tolerance = solved<S>};
   check<S>("Broyden<CompactSteps>, Gdeq", Broyden<CompactSteps>{.stopping = stopping}, Gdeq{});
+}
+
+// --- Images stored as bfloat16 -----------------------------------------------------------------
+
+namespace {
+
+template <class B>
+void add_to(std::vector<std::vector<double>>& list, const Tensor<B>& t) {
+  const auto host = t.to_host();
+  list.emplace_back(host.begin(), host.end());
+}
+
+/// Images in operations on images, on tensors, and on both; every gradient, also that of an image.
+template <class B>
+std::vector<std::vector<double>> mixed_operations() {
+  const Tensor<B> x = random<B>({3, 4, 4, 8}, 1, 1), w = random<B>({8, 8, 3, 3}, 2, 0.2),
+                  big = random<B>({3, 8, 8, 8}, 3, 1);
+  Tape<B> tape;
+  const std::array leaves{tape.input(x), tape.input(w), tape.input(big)};
+  const Var<B> y = nhwc::conv_norm(leaves[0], leaves[1],
+                                   {.groups = 2, .conv = {.padding = 1}, .relu = true});
+  const Var<B> sum = nhwc::upsample_add(leaves[2], y, 2);
+  const Var<B> scalars = tanh(y) * typename B::Scalar(0.5) + y;
+  const Var<B> out = concat(1, flatten(sum), flatten(scalars), flatten(nhwc::to_nchw(y)));
+  std::vector<std::vector<double>> list;
+  for (const Var<B>& v : {y, sum, scalars, out}) add_to(list, v.value());
+  const auto pull_back = [&](const Var<B>& from, std::vector<Var<B>> wrt) {
+    std::vector<Tensor<B>> gradients;
+    for (const Var<B>& v : wrt) gradients.emplace_back(v.shape());
+    tape.vjp(from, random<B>(from.shape(), 4, 1), wrt, gradients);
+    for (const Tensor<B>& g : gradients) add_to(list, g);
+  };
+  pull_back(out, {leaves[0], leaves[1], leaves[2], y});
+  pull_back(y, {leaves[0], leaves[1]});
+  pull_back(y, {y, leaves[0]});
+  return list;
+}
+
+/// A layer whose state is an image.
+template <class B>
+std::vector<std::vector<double>> image_layer() {
+  auto layer = equilibrium<Broyden<CompactSteps>, Gdeq>(
+      [](const auto& z, const auto& x, const auto& w, const auto& scale) {
+        return nhwc::conv_norm(z, w, {.groups = 2, .conv = {.padding = 1}, .relu = true},
+                               {.scale = &scale, .addend = &x});
+      },
+      {.stopping = {.max_iterations = 15, .relative_tolerance = 1e-2}}, Gdeq{});
+  const Shape shape{5, 4, 4, 8};
+  const auto solution =
+      layer.solve(Tensor<B>(shape, 0), inputs(random<B>(shape, 4, 3)),
+                  params(random<B>({8, 8, 3, 3}, 5, 0.1), random<B>({8}, 6, 0.5)));
+  const auto g = layer.gradient(solution, random<B>(shape, 8, 1));
+  std::vector<std::vector<double>> list;
+  for (const Tensor<B>& t : {solution.z, g.inputs[0], g.params[0], g.params[1]}) add_to(list, t);
+  return list;
+}
+
+}  // namespace
+
+TEST_CASE("Images stored as bfloat16 go through every operation, and so do their cotangents") {
+  using B = Cuda<float, cuda::Bf16>;
+  const auto compare = [](const auto& device, const auto& host) {
+    REQUIRE(device.size() == host.size());
+    for (std::size_t i = 0; i < host.size(); ++i) {
+      CAPTURE(i);
+      CHECK(relative_error(device[i], host[i]) < 0x1p-5);
+    }
+  };
+  compare(mixed_operations<B>(), mixed_operations<Cpu<double>>());
+  compare(image_layer<B>(), image_layer<Cpu<double>>());
+}
+
+TEST_CASE("A compact tensor is half as large, and its memory is not mistaken for scalars") {
+  using B = Cuda<float, cuda::Bf16>;
+  const Tensor<B> x = random<B>({2, 2, 2, 8}, 1, 1);
+  const Tensor<B> y = nhwc::group_norm(x, {.groups = 2});
+  CHECK(!x.compact());
+  CHECK(y.compact());
+  CHECK_THROWS_AS(y.data(), InvalidArgument);
+  CHECK_THROWS_AS(x.image_data(), InvalidArgument);
+  const std::vector<float> values = y.to_host();
+  CHECK(y.clone().to_host() == values);
+  CHECK(as_scalars(y).to_host() == values);
+  CHECK(as_scalars(x).data() == x.data());
+  CHECK(y.rows(1, 1).to_host() == std::vector<float>(values.begin() + 32, values.end()));
+  CHECK(y.reshaped({4, 16}).to_host() == values);
+  CHECK(Tensor<B>(y).compact());
+  const Tensor<B> frozen = x.frozen();
+  const auto image = [&] { return nhwc::upsample_add(frozen, frozen, 1); };
+  CHECK(image().to_host() == image().to_host());
+  for (const float v : values) CHECK(v == static_cast<float>(Bfloat16(v)));
+}
+
+TEST_CASE("An MDEQ cuts and joins its state the same whatever its images are stored as") {
+  using B = Cuda<float, cuda::Bf16>;
+  const MdeqConfig config = MdeqConfig::tiny();
+  const Tensor<B> z = random<B>({2, config.state_size()}, 1, 1);
+  CHECK(mdeq_state_from_nchw(config, mdeq_state_to_nchw(config, z)).to_host() == z.to_host());
+  const std::vector<float> exact = z.to_host(),
+                           rounded = mdeq_state(mdeq_branches(config, z)).to_host();
+  bool same = true;
+  for (std::size_t i = 0; i < exact.size(); ++i)
+    same = same && rounded[i] == static_cast<float>(Bfloat16(exact[i]));
+  CHECK(same);
 }

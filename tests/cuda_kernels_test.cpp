@@ -571,3 +571,112 @@ TEST_CASE_TEMPLATE("nhwc_upsample_add and its VJP", S, float, double) {
                    });
     }
 }
+
+namespace {
+
+/// What the kernels on images compute when those are stored as X.
+template <class X>
+class StoredAs {
+  using B = Cuda<float>;
+  using Images = Uploaded<B, X>;
+
+ public:
+  Lists<float> results;
+
+  void normalise(const Case<float>& c) {
+    const Images u = up(c.image(1)), residual = up(c.image(2)), cotangent = up(c.image(3)),
+                 y = up(unset<float>(c.size())),
+                 average = up(unset<float>(c.g.samples * c.g.channels)),
+                 of_residual = up(c.image(4)), of_u = up(unset<float>(c.size())),
+                 masked = up(unset<float>(c.size()));
+    const Uploaded<B> weight(c.weight()), bias(c.bias()), mean(unset<float>(c.statistics())),
+        inverse(mean.now()), sums_d(random<float>(c.g.samples * c.g.channels, 5)),
+        sums_du(sums_d.now()), mask(random<float>(c.g.samples * c.g.channels, 6));
+    nhwc_statistics(B{}, c.g, cx(u), {0.1f, mean.data(), nullptr, inverse.data()});
+    NhwcNorm<float> norm{c.g,         mean.data(), inverse.data(), weight.data(),
+                         bias.data(), true};
+    nhwc_normalize(B{}, norm, cx(u), cx(residual), y.data());
+    if (!c.g.shared) {  // their sums go over all samples
+      nhwc_normalize_vjp_sums(B{}, norm, cx(u), cx(y), cx(cotangent), sums_d.data(),
+                              sums_du.data());
+      results.insert(results.end(), {sums_d.now(), sums_du.now()});
+    }
+    nhwc_normalize_vjp(B{}, norm, cx(u), cx(y), cx(cotangent), cs(sums_d), cs(sums_du), cs(mask),
+                       {of_residual.data(), true}, {of_u.data(), false}, masked.data());
+    norm.average = true;
+    nhwc_normalize(B{}, norm, cx(u), static_cast<const X*>(nullptr), average.data());
+    results.insert(results.end(), {mean.now(), inverse.now()});
+    for (const Images* images : {&y, &of_residual, &of_u, &masked, &average}) down(*images);
+  }
+  void upsample(const NhwcUpsampling& g) {
+    const Index size = g.samples * g.height * g.width * g.channels,
+                large_size = size * g.factor * g.factor;
+    const Images large = up(random<float>(large_size, 1)), small = up(random<float>(size, 2)),
+                 y = up(unset<float>(large_size)), of_large = up(random<float>(large_size, 3)),
+                 of_small = up(unset<float>(size));
+    nhwc_upsample_add(B{}, g, cx(large), cx(small), y.data());
+    nhwc_upsample_add_vjp(B{}, g, cx(y), cx(large), NhwcSink<X>{of_large.data(), true},
+                          NhwcSink<X>{of_small.data(), false});
+    for (const Images* images : {&y, &of_large, &of_small}) down(*images);
+  }
+  void strips(const StripGeometry& g) {
+    const Images images = up(random<float>(g.count * g.from_stride, 1)),
+                 back = up(random<float>(g.count * g.from_stride, 2));
+    const Uploaded<B> scalars(random<float>(g.count * g.to_stride, 3));
+    copy_strips(B{}, g, cx(images), scalars.data(), true);
+    copy_strips(B{}, {g.count, g.length, g.to_stride, g.from_stride}, cs(scalars), back.data(),
+                true);
+    results.push_back(scalars.now());
+    down(back);
+  }
+
+ private:
+  /// Numbers that bfloat16 has.
+  static Images up(const std::vector<float>& x) {
+    const std::vector<Bfloat16> rounded(x.begin(), x.end());
+    return Images(std::vector<X>(rounded.begin(), rounded.end()));
+  }
+  void down(const Images& images) {
+    const std::vector<X> x = images.now();
+    results.emplace_back(x.begin(), x.end());
+  }
+  static const X* cx(const Images& images) { return images.data(); }
+  static const float* cs(const Uploaded<B>& numbers) { return numbers.data(); }
+};
+
+/// The same work on images of both kinds has the same results, but for the rounding of what is
+/// stored.
+template <class Work>
+void check_stored_as_bfloat16(Work work) {
+  StoredAs<float> full;
+  StoredAs<Bfloat16> half;
+  work(full);
+  work(half);
+  REQUIRE(full.results.size() == half.results.size());
+  for (std::size_t k = 0; k < full.results.size(); ++k) {
+    CAPTURE(k);
+    double error = 0, scale = 0;
+    for (std::size_t i = 0; i < full.results[k].size(); ++i) {
+      const double x = static_cast<double>(full.results[k][i]),
+                   d = static_cast<double>(half.results[k][i]) - x;
+      error += d * d;
+      scale += x * x;
+    }
+    CHECK(std::sqrt(error) <= 0x1p-8 * std::sqrt(scale));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("Images stored as bfloat16: kernels do what they do to floats, and round what they write") {
+  auto cases = nhwc_cases;
+  cases.push_back({2, 64, 40, 8});  // by packs of eight
+  for_each_case<float>(cases, [](const Case<float>& c) {
+    check_stored_as_bfloat16([&](auto& stored) { stored.normalise(c); });
+  });
+  for (const Index channels : {24, 5, 70})
+    for (const bool relu : {false, true})
+      check_stored_as_bfloat16([&](auto& stored) { stored.upsample({3, 3, 2, channels, 2, relu}); });
+  for (const StripGeometry& g : {StripGeometry{3, 5, 7, 6}, {2, 9000, 9008, 9000}, {3, 8, 12, 10}})
+    check_stored_as_bfloat16([&](auto& stored) { stored.strips(g); });
+}

@@ -106,6 +106,18 @@ TEST_CASE("A training on the GPU is the training on the CPU, recorded or not") {
   check(Unrolled{3});
 }
 
+TEST_CASE("A training with images stored as bfloat16 stays near, recorded or not") {
+  using B = Cuda<float, cuda::Bf16>;
+  const Trained exact = train<Cpu<double>, HostWork::Replay>(Gdeq{});
+  const Trained direct = train<B, HostWork::Replay>(Gdeq{});
+  const Trained recorded = train<B, cuda::Replay>(Gdeq{});
+  // The first one before any rounding has been learned from.
+  CHECK(relative_error(direct.losses, std::vector{exact.losses[0]}) < 0x1p-8);
+  CHECK(relative_error(direct.losses, exact.losses) < 0x1p-3);
+  CHECK(recorded.losses == direct.losses);
+  CHECK(recorded.weights == direct.weights);
+}
+
 TEST_CASE("Images are cut on the GPU as on the CPU") {
   const ImageOptions options{.height = 6, .width = 5, .padding = 2};
   const ImageTransform<Cpu<float>> cpu(options);

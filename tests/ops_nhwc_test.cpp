@@ -408,13 +408,16 @@ TEST_CASE_TEMPLATE("group_norm and upsample_add on channels-last images", S, flo
   const Shape shape{3, 12, 6, 5};
   const auto x = random_tensor<S>(shape, 1), large_image = random_tensor<S>({3, 12, 18, 15}, 2);
   const auto w = random_tensor<S>({12}, 3), b = random_tensor<S>({12}, 4);
-  check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(x), 4)), group_norm(x, 4));
-  check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(x), 4, w, b, S(0.1))),
+  check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(x), {.groups = 4})), group_norm(x, 4));
+  check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(x), {.groups = 4, .eps = 0.1}, w, b)),
               group_norm(x, 4, w, b, S(0.1)));
+  check_close(
+      nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(x), {.groups = 4, .relu = true}, w, b)),
+      relu(group_norm(x, 4, w, b)));
   // So many channels that rows of them do not end with a vector before long.
   const auto odd = random_tensor<S>({2, 257, 3, 2}, 5);
   const auto scale = random_tensor<S>({257}, 6), shift = random_tensor<S>({257}, 7);
-  check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(odd), 1, scale, shift)),
+  check_close(nhwc::to_nchw(nhwc::group_norm(nhwc::from_nchw(odd), {}, scale, shift)),
               group_norm(odd, 1, scale, shift));
   const auto sum = large_image + upsample_nearest(x, 3);
   check_close(
@@ -427,20 +430,31 @@ TEST_CASE_TEMPLATE("group_norm and upsample_add on channels-last images", S, flo
 TEST_CASE("VJPs of group_norm and upsample_add") {
   const Tensor x = random_tensor({2, 3, 2, 6}, 1), big = random_tensor({2, 6, 4, 6}, 2);
   gradient_check(
-      "group_norm", [](const auto& v) { return nhwc::group_norm(v, 3); }, x);
+      "group_norm", [](const auto& v) { return nhwc::group_norm(v, {.groups = 3}); }, x);
   gradient_check(
       "group_norm with weight and bias",
-      [](const auto& v, const auto& w, const auto& b) { return nhwc::group_norm(v, 2, w, b); }, x,
+      [](const auto& v, const auto& w, const auto& b) { return nhwc::group_norm(v, {.groups = 2}, w, b); }, x,
       random_tensor({6}, 3), random_tensor({6}, 4));
+  gradient_check(
+      "rectified group_norm",
+      [](const auto& v, const auto& w, const auto& b) {
+        return nhwc::group_norm(v, {.groups = 2, .relu = true}, w, b);
+      },
+      x, random_tensor({6}, 3), random_tensor({6}, 4));
   for (const bool relu : {false, true})
     gradient_check(
         "upsample_add",
         [=](const auto& a, const auto& b) { return nhwc::upsample_add(a, b, 2, relu); }, big, x);
+  for (const bool relu : {false, true})
+    gradient_check(
+        "upsample_add of one size",
+        [=](const auto& a, const auto& b) { return nhwc::upsample_add(a, b, 1, relu); }, x,
+        random_tensor(x.shape(), 5));
   check_threads(
-      "group_norm", [](const auto& v) { return nhwc::group_norm(v, 4); },
+      "group_norm", [](const auto& v) { return nhwc::group_norm(v, {.groups = 4}); },
       random_tensor<float>({3, 30, 30, 8}, 1));
   check_samples(
-      "group_norm", [](const auto& v) { return nhwc::group_norm(v, 3); }, x);
+      "group_norm", [](const auto& v) { return nhwc::group_norm(v, {.groups = 3}); }, x);
 }
 
 TEST_CASE("NaN goes through relu in the fused operations") {
@@ -522,8 +536,8 @@ TEST_CASE("Channels-last operations name what does not fit") {
   wrong([&] { nhwc::conv_batch_norm(one, pointwise, eight, train, {}); },
         {"conv_batch_norm", "more than one value", "(1, 1, 1, 8)"});
   CHECK(eight.batches == 0);
-  wrong([&] { nhwc::group_norm(x, 4); }, {"group_norm", "6 channels", "4 groups"});
-  wrong([&] { nhwc::group_norm(x, 2, five, five); }, {"group_norm", "weight", "(5)"});
+  wrong([&] { nhwc::group_norm(x, {.groups = 4}); }, {"group_norm", "6 channels", "4 groups"});
+  wrong([&] { nhwc::group_norm(x, {.groups = 2}, five, five); }, {"group_norm", "weight", "(5)"});
   wrong([&] { nhwc::upsample_add(x, x, 2); }, {"upsample_add", "(2, 4, 4, 6)", "2 times"});
   wrong([&] { nhwc::conv_norm(matrix, w, {}); }, {"conv_norm", "(3, 4)"});
   wrong([&] { nhwc::conv_norm(x, w, {.groups = 3, .conv = {.padding = 1}}); },

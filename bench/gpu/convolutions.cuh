@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <deq/model/mdeq_config.hpp>
+#include <deq/tape/tape.hpp>
 
 #include "data.cuh"
 #include "options.hpp"
@@ -24,12 +25,13 @@ struct Convolution {
     return 2 * static_cast<double>(g.samples * g.out_pixels() * g.out_channels) *
            static_cast<double>(g.patch());
   }
-  /// Both images and the weight, once each; the same for every gradient.
-  double bytes() const {
+  /// Both images, as they are stored, and the weight, once each; the same for every gradient.
+  double bytes(const std::string& precision) const {
     const Conv2dGeometry& g = geometry;
-    return float_bytes * static_cast<double>(g.samples * (g.in_pixels() * g.in_channels +
-                                                          g.out_pixels() * g.out_channels) +
-                                             g.out_channels * g.patch());
+    const Index images =
+        g.samples * (g.in_pixels() * g.in_channels + g.out_pixels() * g.out_channels);
+    return (precision == "bf16" ? 2 : float_bytes) * static_cast<double>(images) +
+           float_bytes * static_cast<double>(g.out_channels * g.patch());
   }
 };
 
@@ -76,7 +78,7 @@ inline Total total_of(const std::vector<Convolution>& list, const Machine& machi
   Total total;
   for (const Convolution& v : list) {
     total.flop += v.count * v.flop();
-    const auto one = machine.floor(v.flop(), v.bytes(), precision);
+    const auto one = machine.floor(v.flop(), v.bytes(precision), precision);
     total.floor = one && total.floor ? std::optional(*total.floor + v.count * *one) : std::nullopt;
   }
   return total;
@@ -87,9 +89,11 @@ void convolution(const Convolution& v, const std::string& prefix, const std::str
                  const Options& o, Report& report) {
   using Numbers = deq::Tensor<B>;
   const Conv2dGeometry& g = v.geometry;
-  const Numbers x = repeated_normal<B>({g.samples, g.height, g.width, g.in_channels}, 1);
-  const Shape out{g.samples, g.out_height(), g.out_width(), g.out_channels};
-  const Numbers dy = repeated_normal<B>(out, 2), u(out), dx(x.shape());
+  const Shape in{g.samples, g.height, g.width, g.in_channels},
+      out{g.samples, g.out_height(), g.out_width(), g.out_channels};
+  const Numbers x = deq::as_image(repeated_normal<B>(in, 1)),
+                dy = deq::as_image(repeated_normal<B>(out, 2)),
+                u = Numbers::image(out), dx = Numbers::image(in);
   const Numbers w =
       repeated_normal<B>({g.out_channels, g.in_channels, g.kernel_height, g.kernel_width}, 3);
   const Numbers dw(w.shape()), mean({g.samples, v.groups}), inverse({g.samples, v.groups});
@@ -102,21 +106,22 @@ void convolution(const Convolution& v, const std::string& prefix, const std::str
   const auto measure = [&](const char* what, const std::function<void()>& work) {
     const std::string name = prefix + "conv/" + v.name + "/" + what;
     try {
-      report.add(name, recorded_seconds(o.seconds, work), v.flop(), v.bytes(), precision,
+      report.add(name, recorded_seconds(o.seconds, work), v.flop(), v.bytes(precision), precision,
                  {{"count", v.count}});
     } catch (const deq::Error& error) {
       report.failed(name, error.what());
     }
   };
   measure("forward", [&] {
-    nhwc_conv2d_statistics(B{}, g, n, x.data(), packed.data(), deq::NhwcConvParts<float>{},
-                           u.data(),
+    nhwc_conv2d_statistics(B{}, g, n, x.image_data(), packed.data(), {}, u.image_data(),
                            deq::NormStatistics<float>{1e-5f, mean.data(), nullptr, inverse.data()});
   });
-  measure("input_gradient",
-          [&] { nhwc_conv2d_vjp_input(B{}, g, transposed.data(), dy.data(), dx.data(), false); });
-  measure("weight_gradient",
-          [&] { nhwc_conv2d_vjp_weight(B{}, g, x.data(), dy.data(), dw.data(), false); });
+  measure("input_gradient", [&] {
+    nhwc_conv2d_vjp_input(B{}, g, transposed.data(), dy.image_data(), dx.image_data(), false);
+  });
+  measure("weight_gradient", [&] {
+    nhwc_conv2d_vjp_weight(B{}, g, x.image_data(), dy.image_data(), dw.data(), false);
+  });
 }
 
 }  // namespace gpu_bench

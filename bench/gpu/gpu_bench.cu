@@ -11,9 +11,10 @@
 // and the data of each size for peer.py, and measures nothing. Exits with 77 where there is no GPU.
 //
 // A floor is the larger of FLOP over the peak of the unit that multiplies, and bytes over the
-// bandwidth of the memory: every operand read once, every result written once, as float, which is
-// how they are stored. FLOP are the products of the definition, twice. What is measured again and
-// again finds in the second-level cache what fits there, as it does between two layers of f.
+// bandwidth of the memory: every operand read once, every result written once, as it is stored, in
+// float, but in bf16 images as bfloat16. FLOP are the products of the definition, twice. What is
+// measured again and again finds in the second-level cache what fits there, as it does between two
+// layers of f.
 
 #include <cstdio>
 #include <filesystem>

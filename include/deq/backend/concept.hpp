@@ -117,4 +117,23 @@ concept DenseBackend = Backend<B> &&
   B::solve_dense(n, A, b);  // b <- A^-1 b, A column-major n x n, destroyed
 };
 
+namespace detail {
+template <class B>
+struct ImageScalarOf {
+  using type = typename B::Scalar;
+};
+template <class B>
+  requires requires { typename B::Image; }
+struct ImageScalarOf<B> {
+  using type = typename B::Image;
+};
+}  // namespace detail
+
+/// What a backend stores the images of channels-last operations as (tape/ops/nhwc.hpp): B::Image if
+/// it names one, else its scalars. Arithmetic has scalars everywhere.
+template <class B>
+using ImageScalar = typename detail::ImageScalarOf<B>::type;
+template <class B>
+inline constexpr bool compact_images = !std::same_as<ImageScalar<B>, typename B::Scalar>;
+
 }  // namespace deq

@@ -75,12 +75,12 @@ struct NormStatistics {
 };
 
 /// What happens to a convolution x * w before it is normalised: u = (x * w + bias) mask + addend. A
-/// null pointer is a step left out.
-template <class S>
+/// null pointer is a step left out. Images are stored as X.
+template <class S, class X = S>
 struct NhwcConvParts {
   const S* bias = nullptr;    ///< (C)
   const S* mask = nullptr;    ///< (N, C)
-  const S* addend = nullptr;  ///< (N, pixels, C)
+  const X* addend = nullptr;  ///< (N, pixels, C)
 };
 
 /// A normalisation of channels-last images that has its statistics: y = relu((u - mean) inverse
@@ -177,6 +177,8 @@ struct ImageCut {
 struct StripGeometry {
   Index count = 0, length = 0;
   Index from_stride = 0, to_stride = 0;
+
+  static StripGeometry single(Index n) { return {1, n, n, n}; }
 };
 
 /// A loop nest over the elements of a tensor, and where K operands are in it: operand k advances by

@@ -50,8 +50,9 @@ class TapedMap {
   BatchView<const S> value(Samples a, BatchView<const S> z) {
     [[maybe_unused]] const typename B::Rows rows(a);
     value_ = {};  // its memory may serve again
-    value_ = detail::call<NX, NP>(*f_, as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)),
-                                  std::span(std::as_const(theta_)));
+    value_ =
+        as_scalars(detail::call<NX, NP>(*f_, as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)),
+                                        std::span(std::as_const(theta_))));
     check_shape(value_.shape(), z.count);
     return {value_.data(), z.dim, z.count};
   }
@@ -77,8 +78,8 @@ class TapedMap {
     for (const Tensor<B>& p : theta_) theta_vars_.push_back(tape_.input(p));
     output_ = z_;
     for (int i = 0; i < n; ++i) {
-      output_ = detail::call<NX, NP>(*f_, output_, std::span(std::as_const(x_vars_)),
-                                     std::span(std::as_const(theta_vars_)));
+      output_ = as_scalars(detail::call<NX, NP>(*f_, output_, std::span(std::as_const(x_vars_)),
+                                                std::span(std::as_const(theta_vars_))));
       check_shape(output_.shape(), z.count);
     }
     return *this;

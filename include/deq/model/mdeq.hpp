@@ -61,7 +61,7 @@ class Mdeq {
       a = conv_norm(a, weight, p, norms,
                     {.conv = {.padding = (weight.extent(2) - 1) / 2}, .relu = true});
     }
-    return a;
+    return as_scalars(a);
   }
 
   /// What f is given: its parameters with the weight norm w = g v / ||v|| carried out, once a pass.
@@ -95,7 +95,7 @@ class Mdeq {
       const V &weight = p.next(), &bias = p.next();
       t = conv_norm(t, weight, p, norms, {.conv = {.stride = 2, .padding = 1}, .relu = true},
                     {.bias = &bias});
-      t = widened[i] + t;
+      t = nhwc::upsample_add(widened[i], t, 1);
     }
     const V &weight = p.next(), &bias = p.next();
     const V pooled =

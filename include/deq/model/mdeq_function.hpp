@@ -81,7 +81,8 @@ struct MdeqFunction {
     V a = conv_norm(z, p, same, true);
     a = conv_norm(a, p, same, true, {.mask = mask, .addend = injection, .residual = &z});
     const V& weight = p.next();
-    return nhwc::group_norm(a, config.groups, weight, p.next());
+    const bool alone = config.branches() == 1;  // then nothing is added before the fusion's relu
+    return nhwc::group_norm(a, {.groups = config.groups, .relu = alone}, weight, p.next());
   }
 
   /// relu(s_i), s_i the sum over all branches j of what they send to branch i.
@@ -89,7 +90,6 @@ struct MdeqFunction {
   V fuse(Index i, const PoolVector<V>& b, detail::Cursor<V>& p) const {
     const Index last = config.branches() - 1;
     V sum = b[static_cast<std::size_t>(i)];
-    if (last == 0) return relu(sum);
     for (Index j = 0; j <= last; ++j) {
       if (j == i) continue;
       const bool rectify = j == last || (j + 1 == i && i == last);  // nothing is added any more

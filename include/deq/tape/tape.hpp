@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <deq/backend/geometry.hpp>
 #include <deq/tape/tensor.hpp>
 
 namespace deq {
@@ -86,7 +87,26 @@ struct Added {
   }
 };
 
-/// The cotangent of one node during a reverse sweep.
+/// The numbers of x, stored as images are or as scalars.
+template <class B>
+Tensor<B> stored(const Tensor<B>& x, bool compact) {
+  if constexpr (compact_images<B>) {
+    const auto all = StripGeometry::single(x.size());
+    if (compact && !x.compact()) {
+      const Tensor<B> y = Tensor<B>::image(x.shape());
+      copy_strips(B{}, all, x.data(), y.image_data(), false);
+      return y;
+    }
+    if (!compact && x.compact()) {
+      const Tensor<B> y(x.shape());
+      copy_strips(B{}, all, x.image_data(), y.data(), false);
+      return y;
+    }
+  }
+  return x;
+}
+
+/// The cotangent of one node during a reverse sweep, stored as its value is.
 template <class B>
 struct Slot {
   Tensor<B> tensor;
@@ -100,13 +120,17 @@ struct Slot {
 template <class B>
 class Sink {
  public:
-  struct Target {
-    typename B::Scalar* data;
+  template <class T>
+  struct TargetOf {
+    T* data;
     bool accumulate;  ///< add to what the memory holds; otherwise overwrite it
   };
+  using Target = TargetOf<typename B::Scalar>;
+  using ImageTarget = TargetOf<ImageScalar<B>>;
 
   Sink() = default;
-  Sink(detail::Slot<B>* slot, const Shape* shape) : slot_(slot), shape_(shape) {}
+  Sink(detail::Slot<B>* slot, const Shape* shape, bool compact)
+      : slot_(slot), shape_(shape), compact_(compact) {}
 
   /// False: nobody asked for this cotangent, do not compute it.
   explicit operator bool() const { return slot_ != nullptr; }
@@ -114,12 +138,10 @@ class Sink {
 
   /// The memory to write to. Asked for once by each operation that does write, which then writes
   /// every element, and before it asks another sink: two inputs may be the same variable.
-  Target target() const {
-    if (!slot_->tensor)
-      slot_->tensor = Tensor<B>(*shape_);
-    else if (!slot_->pinned && !slot_->tensor.unique())
-      slot_->tensor = slot_->tensor.clone();
-    return {slot_->tensor.data(), std::exchange(slot_->written, true)};
+  Target target() const { return {memory().data(), std::exchange(slot_->written, true)}; }
+  /// The same of an image.
+  ImageTarget image_target() const {
+    return {memory().image_data(), std::exchange(slot_->written, true)};
   }
 
   /// cotangent_i (+)= f(in_i...): what an elementwise operation does.
@@ -136,10 +158,16 @@ class Sink {
   void add(const Tensor<B>& cotangent) const {
     using S = typename B::Scalar;
     if (!slot_->written && !slot_->pinned) {
-      slot_->tensor = cotangent.reshaped(*shape_);
+      slot_->tensor = detail::stored(cotangent, compact_).reshaped(*shape_);
       slot_->written = true;
       return;
     }
+    if constexpr (compact_images<B>)
+      if (compact_) {
+        const auto [out, accumulate] = image_target();
+        return copy_strips(B{}, StripGeometry::single(cotangent.size()),
+                           detail::stored(cotangent, true).image_data(), out, accumulate);
+      }
     const auto [out, accumulate] = target();
     if (accumulate)
       elementwise(B{}, cotangent.size(), std::plus<S>{}, out, out, cotangent.data());
@@ -148,8 +176,18 @@ class Sink {
   }
 
  private:
+  const Tensor<B>& memory() const {
+    Tensor<B>& tensor = slot_->tensor;
+    if (!tensor)
+      tensor = compact_ ? Tensor<B>::image(*shape_) : Tensor<B>(*shape_);
+    else if (!slot_->pinned && !tensor.unique())
+      tensor = tensor.clone();
+    return tensor;
+  }
+
   detail::Slot<B>* slot_ = nullptr;
   const Shape* shape_ = nullptr;
+  bool compact_ = false;
 };
 
 /// What the VJP of an operation y = op(x_0, x_1, ...) is given.
@@ -192,7 +230,9 @@ struct Reverse {
 /// backend/cpu/ and which any backend can overload. A kernel that is not elementwise asks the sink
 /// for its target: the memory, and whether to add to it. y may be a handle to an input's memory (a
 /// reshape); nothing ever writes to an operand. An operation that needs some of its inputs only, or
-/// its output sometimes only, has saves_input(i) or needs_output() as well.
+/// its output sometimes only, has saves_input(i) or needs_output() as well. One that reads images as
+/// a backend stores them has takes_image(i): input i comes as image_data(), and its cotangent goes
+/// to image_target(); everything else comes as scalars, however it was stored.
 template <class Op, class B>
 concept Operation = requires(const Op& op, const Reverse<B>& reverse) {
   { Op::saves_inputs } -> std::convertible_to<bool>;
@@ -212,7 +252,7 @@ class Tape {
 
   /// A leaf: a value with respect to which derivatives can be asked for.
   Var<B> input(Tensor<B> value) {
-    nodes_.push_back({value.shape(), nullptr});
+    nodes_.push_back({value.shape(), value.compact(), nullptr});
     return {std::move(value), this, size() - 1};
   }
 
@@ -242,7 +282,8 @@ class Tape {
   Var<B> append(Op op, Tensor<B> y, std::span<const Var<B>> xs) {
     using Entry = RecordOf<Op>;
     void* place = HostPool::instance().acquire(sizeof(Entry));
-    nodes_.push_back({y.shape(), RecordPtr(new (place) Entry(std::move(op), y, xs))});
+    nodes_.push_back(
+        {y.shape(), y.compact(), RecordPtr(new (place) Entry(std::move(op), y, xs))});
     return {std::move(y), this, size() - 1};
   }
 
@@ -264,15 +305,20 @@ class Tape {
         for (const Index input : inputs(id))
           if (input >= 0 && needed_[static_cast<std::size_t>(input)]) needed_[id] = 1;
       const auto last = static_cast<std::size_t>(output.id());
-      if (needed_[last]) Sink<B>(&slots_[last], &nodes_[last].shape).add(cotangent);
+      if (needed_[last]) sink(output.id()).add(cotangent);
       for (std::size_t id = n; id-- > 0;) {
         if (id <= last && needed_[id] && slots_[id].written && nodes_[id].record) sweep(id, forget);
         if (forget) nodes_[id].record = nullptr;
       }
     }
-    for (const Var<B>& x : wrt) {
-      const detail::Slot<B>& slot = slots_[static_cast<std::size_t>(x.id())];
-      if (!slot.written) B::fill(slot.tensor.data(), slot.tensor.size(), 0);
+    for (std::size_t i = 0; i < wrt.size(); ++i) {
+      const detail::Slot<B>& slot = slots_[static_cast<std::size_t>(wrt[i].id())];
+      const Index size = gradients[i].size();
+      if (!slot.written)
+        B::fill(gradients[i].data(), size, 0);
+      else if (slot.tensor.compact())
+        B::copy_bytes(gradients[i].data(), detail::stored(slot.tensor, false).data(),
+                      static_cast<std::size_t>(size) * sizeof(typename B::Scalar));
     }
     slots_.clear();
   }
@@ -333,6 +379,7 @@ class Tape {
 
   struct Node {
     Shape shape;
+    bool compact;      ///< stored as an image, and so is its cotangent
     RecordPtr record;  ///< null for a leaf
   };
 
@@ -349,8 +396,15 @@ class Tape {
     require(!needed_[id], "Tape::vjp: a variable is asked for twice");
     // What the memory of an intermediate value held before would be swept on to its inputs.
     require(!accumulate || !nodes_[id].record, "Tape::vjp: accumulates into leaves only");
-    slots_[id] = {gradient, accumulate, true};
+    const bool compact = nodes_[id].compact;
+    require(!accumulate || !compact, "Tape::vjp: an image accumulates no gradient");
+    slots_[id] = {compact ? Tensor<B>::image(gradient.shape()) : gradient, accumulate, true};
     needed_[id] = 1;
+  }
+
+  Sink<B> sink(Index id) {
+    const auto i = static_cast<std::size_t>(id);
+    return {&slots_[i], &nodes_[i].shape, nodes_[i].compact};
   }
 
   /// Hands the cotangent of one node on to its inputs, and lets go of it.
@@ -359,8 +413,7 @@ class Tape {
     bool wanted = false;  // else the cotangent of the node itself is what was asked for
     for (const Index input : inputs(id)) {
       const auto i = static_cast<std::size_t>(input);
-      sinks_.push_back(input >= 0 && needed_[i] ? Sink<B>(&slots_[i], &nodes_[i].shape)
-                                                : Sink<B>());
+      sinks_.push_back(input >= 0 && needed_[i] ? sink(input) : Sink<B>());
       if (sinks_.back()) wanted = true;
     }
     detail::Slot<B>& slot = slots_[id];
@@ -389,17 +442,15 @@ Tape<B>* common_tape(std::span<const Var<B>> xs) {
 }
 }  // namespace detail
 
-/// y = op(xs...): computes if every x is a Tensor; if one is a Var, records as well. Which of the
-/// two is decided at compile time.
+namespace detail {
+/// y = op(xs...), every x stored as the operation takes it.
 template <class Op, TensorLike X, TensorLike... Xs>
-auto record(Op op, const X& x, const Xs&... xs) {
+auto record_taken(Op& op, const X& x, const Xs&... xs) {
   using B = typename X::Backend;
-  static_assert((std::same_as<typename Xs::Backend, B> && ...),
-                "deq: an operation mixes tensors of two backends or scalars");
   Tensor<B> y = op.forward(value(x), value(xs)...);
   if constexpr (is_var<X> || (is_var<Xs> || ...)) {
     const std::array<Var<B>, 1 + sizeof...(Xs)> inputs{Var<B>(x), Var<B>(xs)...};
-    Tape<B>* tape = detail::common_tape<B>(inputs);
+    Tape<B>* tape = common_tape<B>(inputs);
     return tape ? tape->append(std::move(op), std::move(y), std::span<const Var<B>>(inputs))
                 : Var<B>(std::move(y));
   } else {
@@ -407,10 +458,66 @@ auto record(Op op, const X& x, const Xs&... xs) {
   }
 }
 
+/// The same numbers, stored as images are (`compact`) or as scalars. Of a frozen tensor the image
+/// is made once.
+template <class B>
+struct Store {
+  static constexpr bool saves_inputs = false, saves_output = false;
+  static constexpr int key = -1;  ///< of what a frozen tensor keeps
+  bool compact;
+
+  bool takes_image(std::size_t) const { return !compact; }
+  Tensor<B> forward(const Tensor<B>& x) const {
+    return x.derive(key, [&] { return stored(x, compact); });
+  }
+  void vjp(const Reverse<B>& r) const {
+    if (!r.grad[0]) return;
+    const auto all = StripGeometry::single(r.cotangent.size());
+    if (compact) {
+      const auto [out, accumulate] = r.grad[0].target();
+      copy_strips(B{}, all, r.cotangent.image_data(), out, accumulate);
+    } else {
+      const auto [out, accumulate] = r.grad[0].image_target();
+      copy_strips(B{}, all, r.cotangent.data(), out, accumulate);
+    }
+  }
+};
+
+/// Input i of an operation, stored as it takes it.
+template <class Op, TensorLike X>
+X taken(const Op& op, std::size_t i, const X& x) {
+  bool compact = false;
+  if constexpr (requires { op.takes_image(i); }) compact = op.takes_image(i);
+  if (!value(x) || value(x).compact() == compact) return x;
+  Store<typename X::Backend> store{compact};
+  return record_taken(store, x);
+}
+}  // namespace detail
+
+/// y = op(xs...): computes if every x is a Tensor; if one is a Var, records as well. Which of the
+/// two is decided at compile time.
+template <class Op, TensorLike X, TensorLike... Xs>
+auto record(Op op, const X& x, const Xs&... xs) {
+  using B = typename X::Backend;
+  static_assert((std::same_as<typename Xs::Backend, B> && ...),
+                "deq: an operation mixes tensors of two backends or scalars");
+  if constexpr (compact_images<B>)
+    return [&]<std::size_t... I>(std::index_sequence<I...>) {
+      return detail::record_taken(op, detail::taken(op, 0, x), detail::taken(op, I + 1, xs)...);
+    }(std::make_index_sequence<sizeof...(Xs)>());
+  else
+    return detail::record_taken(op, x, xs...);
+}
+
 /// The same for an operation on a list of any length: op.forward(span of tensors).
 template <class Op, TensorLike X>
 X record_list(Op op, std::span<const X> xs) {
   using B = typename X::Backend;
+  PoolVector<X> as_taken;
+  if constexpr (compact_images<B>) {
+    for (std::size_t i = 0; i < xs.size(); ++i) as_taken.push_back(detail::taken(op, i, xs[i]));
+    xs = as_taken;
+  }
   PoolVector<Tensor<B>> values;
   for (const X& x : xs) values.push_back(value(x));
   Tensor<B> y = op.forward(std::span<const Tensor<B>>(values));
@@ -420,6 +527,21 @@ X record_list(Op op, std::span<const X> xs) {
   } else {
     return y;
   }
+}
+
+/// x stored as scalars: what leaves the operations on tensors.
+template <TensorLike X>
+X as_scalars(const X& x) {
+  if (!value(x).compact()) return x;
+  detail::Store<typename X::Backend> store{false};
+  return detail::record_taken(store, x);
+}
+/// x stored as the backend stores images.
+template <TensorLike X>
+X as_image(const X& x) {
+  if (value(x).compact() == compact_images<typename X::Backend>) return x;
+  detail::Store<typename X::Backend> store{true};
+  return detail::record_taken(store, x);
 }
 
 }  // namespace deq

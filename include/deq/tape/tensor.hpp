@@ -22,19 +22,34 @@ namespace deq {
 /// returns to the backend's pool with the last handle. Operations on tensors never change their
 /// operands. A tensor made by `view` does not own its memory. A `frozen` handle also keeps what
 /// operations derive from its numbers, a weight packed for convolutions, say.
+///
+/// What nhwc operations make is an `image`: where the backend's ImageScalar is not its Scalar, it
+/// is stored as that. Such a tensor is compact: it goes through all operations as the others do,
+/// since `record` hands each operation what it takes, but its memory is image_data(), not data().
 template <BackendMemory B>
 class Tensor {
  public:
   using Backend = B;
   using Scalar = typename B::Scalar;
+  using ImageNumber = ImageScalar<B>;
 
   Tensor() = default;
   /// Uninitialised.
-  explicit Tensor(const Shape& shape) : shape_(shape), block_(Block::make(shape.size())) {
-    data_ = block_->data;
+  explicit Tensor(const Shape& shape)
+      : shape_(shape), block_(Block::make(bytes_of<Scalar>(shape))) {
+    data_ = static_cast<Scalar*>(block_->data);
+  }
+  /// Uninitialised, stored as images are.
+  static Tensor image(const Shape& shape) {
+    Tensor t;
+    t.shape_ = shape;
+    t.block_ = Block::make(bytes_of<ImageNumber>(shape));
+    t.data_ = t.block_->data;
+    t.compact_ = compact_images<B>;
+    return t;
   }
   /// Filled with one value.
-  Tensor(const Shape& shape, Scalar value) : Tensor(shape) { B::fill(data_, size(), value); }
+  Tensor(const Shape& shape, Scalar value) : Tensor(shape) { B::fill(data(), size(), value); }
   /// Copied from the host, row-major.
   Tensor(const Shape& shape, std::span<const Scalar> values) : Tensor(shape) {
     require<ShapeError>(static_cast<Index>(values.size()) == size(), "Tensor: shape ", shape,
@@ -52,7 +67,11 @@ class Tensor {
   }
 
   Tensor(const Tensor& other)
-      : shape_(other.shape_), data_(other.data_), block_(other.block_), derived_(other.derived_) {
+      : shape_(other.shape_),
+        data_(other.data_),
+        block_(other.block_),
+        derived_(other.derived_),
+        compact_(other.compact_) {
     if (block_) block_->retain();
     if (derived_) derived_->retain();
   }
@@ -69,7 +88,19 @@ class Tensor {
   const Shape& shape() const { return shape_; }
   Index size() const { return shape_.size(); }
   Index extent(Index i) const { return shape_[i]; }
-  Scalar* data() const { return data_; }
+  bool compact() const { return compact_; }
+  /// The numbers of a tensor that is not compact.
+  Scalar* data() const {
+    if constexpr (compact_images<B>)
+      require(!compact_, "Tensor: an image ", shape_, " is not stored as scalars");
+    return static_cast<Scalar*>(data_);
+  }
+  /// The numbers of an image; null if there are none.
+  ImageNumber* image_data() const {
+    if constexpr (compact_images<B>)
+      require(compact_ || !data_, "Tensor: ", shape_, " is not stored as an image");
+    return static_cast<ImageNumber*>(data_);
+  }
   explicit operator bool() const { return data_ != nullptr; }
   /// True if no other handle names this memory, so that it may be written in place.
   bool unique() const { return block_ && block_->unique(); }
@@ -85,7 +116,8 @@ class Tensor {
   /// Rows [first, first + n) of the outermost dimension; no copy.
   Tensor rows(Index first, Index n) const {
     Tensor t = thawed();
-    t.data_ = data_ + first * shape_.product(1, shape_.rank());
+    t.data_ = static_cast<char*>(data_) +
+              static_cast<std::size_t>(first * shape_.product(1, shape_.rank())) * bytes_of_number();
     t.shape_[0] = n;
     return t;
   }
@@ -113,35 +145,33 @@ class Tensor {
     return derived_ ? derived_->get(key, make) : make();
   }
   Tensor clone() const {
-    Tensor t(shape_);
+    Tensor t = compact_ ? image(shape_) : Tensor(shape_);
     B::copy_bytes(t.data_, data_, bytes());
     return t;
   }
   std::vector<Scalar> to_host() const {
-    std::vector<Scalar> values(static_cast<std::size_t>(size()));
-    B::download_bytes(values.data(), data_, bytes());
-    return values;
+    if constexpr (compact_images<B>)
+      if (compact_) {
+        const std::vector<ImageNumber> values = download<ImageNumber>();
+        return {values.begin(), values.end()};
+      }
+    return download<Scalar>();
   }
   /// The value of a tensor of one element.
   Scalar item() const {
     require<ShapeError>(size() == 1, "item: needs one element, the shape is ", shape_);
-    Scalar value;
-    B::download_bytes(&value, data_, sizeof value);
-    return value;
+    return to_host()[0];
   }
   /// The tensor as a D x B batch: the first dimension counts the samples.
   BatchView<Scalar> batch() const {
-    return {data_, shape_.product(1, shape_.rank()), shape_.rank() ? shape_[0] : 1};
+    return {data(), shape_.product(1, shape_.rank()), shape_.rank() ? shape_[0] : 1};
   }
 
  private:
   /// The reference count, on the host, and the numbers, in the backend's memory. Both come from
   /// pools: a tensor made in a steady state asks the system for nothing.
   struct Block {
-    static Block* make(Index n) {
-      const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(Scalar);
-      return in_pool(static_cast<Scalar*>(B::allocate(bytes)), bytes, nullptr);
-    }
+    static Block* make(std::size_t bytes) { return in_pool(B::allocate(bytes), bytes, nullptr); }
     /// Takes over a reference to `of`, whose numbers it names.
     static Block* make_alias(Block* of) { return in_pool(of->data, of->bytes, of); }
     void retain() { count.fetch_add(1, std::memory_order_relaxed); }
@@ -156,15 +186,15 @@ class Tensor {
     }
     bool unique() const { return !alias_of && count.load(std::memory_order_acquire) == 1; }
 
-    Scalar* data;
+    void* data;
     std::size_t bytes;
     Block* alias_of;
     std::atomic<int> count{1};
 
    private:
-    Block(Scalar* numbers, std::size_t size, Block* of)
+    Block(void* numbers, std::size_t size, Block* of)
         : data(numbers), bytes(size), alias_of(of) {}
-    static Block* in_pool(Scalar* numbers, std::size_t size, Block* of) {
+    static Block* in_pool(void* numbers, std::size_t size, Block* of) {
       return new (HostPool::instance().acquire(sizeof(Block))) Block(numbers, size, of);
     }
   };
@@ -218,18 +248,31 @@ class Tensor {
     if (t.derived_) std::exchange(t.derived_, nullptr)->release();
     return t;
   }
-  std::size_t bytes() const { return static_cast<std::size_t>(size()) * sizeof(Scalar); }
+  template <class T>
+  static std::size_t bytes_of(const Shape& shape) {
+    return static_cast<std::size_t>(shape.size()) * sizeof(T);
+  }
+  std::size_t bytes_of_number() const { return compact_ ? sizeof(ImageNumber) : sizeof(Scalar); }
+  std::size_t bytes() const { return static_cast<std::size_t>(size()) * bytes_of_number(); }
+  template <class T>
+  std::vector<T> download() const {
+    std::vector<T> values(static_cast<std::size_t>(size()));
+    B::download_bytes(values.data(), data_, bytes());
+    return values;
+  }
   void swap(Tensor& other) noexcept {
     std::swap(shape_, other.shape_);
     std::swap(data_, other.data_);
     std::swap(block_, other.block_);
     std::swap(derived_, other.derived_);
+    std::swap(compact_, other.compact_);
   }
 
   Shape shape_;
-  Scalar* data_ = nullptr;
+  void* data_ = nullptr;
   Block* block_ = nullptr;
   Derived* derived_ = nullptr;
+  bool compact_ = false;
 };
 
 }  // namespace deq

@@ -31,9 +31,9 @@ template <int n, class S, class T, class Body>
 __device__ void for_each_of_vector(const T* vector, Index dim, Body&& body) {
   for_each_in_chunk<n>(dim, [&](Index i, int k) {
     if (k % n != 0) return;
-    const Pack<T, n> pack = load_pack<n>(vector + i);
+    const Pack<S, n> pack = load_as<S, n>(vector + i);
 #pragma unroll
-    for (int d = 0; d < n; ++d) body(static_cast<S>(pack.word[d]), k + d);
+    for (int d = 0; d < n; ++d) body(pack.word[d], k + d);
   });
 }
 

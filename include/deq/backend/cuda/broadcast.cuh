@@ -34,10 +34,10 @@ struct SubNest {
   }
 };
 
-template <class S, class Function, std::size_t K>
+template <class S, class Function, std::size_t K, class X>
 struct BroadcastTerm {
   Function f;
-  const S* in[K - 1];
+  const X* in[K - 1];
 
   __device__ S operator()(const Index (&offset)[K]) const {
     return [&]<std::size_t... I>(std::index_sequence<I...>) { return f(in[I][offset[I + 1]]...); }
@@ -70,15 +70,15 @@ __global__ void __launch_bounds__(threads)
 
 /// out (+)= the sum of f(in...) over the dimensions in which `out`, operand 0 of the nest, is
 /// repeated. f is called on the device.
-template <class S, class Function, std::size_t K, class... In>
+template <class S, class Function, std::size_t K, class X, class... In>
 void broadcast_sum(Cuda<S>, const LoopNest<K>& nest, Function f, S* out, bool accumulate,
-                   const In*... in) {
-  static_assert(K == 1 + sizeof...(In), "one operand is the output, the others are the inputs");
+                   const X* first, const In*... more) {
+  static_assert(K == 2 + sizeof...(In), "one operand is the output, the others are the inputs");
   cuda::SubNest<K> kept, reduced;
   for (std::size_t d = 0; d < static_cast<std::size_t>(nest.rank); ++d)
     (nest.stride[0][d] ? kept : reduced).add(nest, d);
-  using Term = cuda::BroadcastTerm<S, Function, K>;
-  const Term term{f, {in...}};
+  using Term = cuda::BroadcastTerm<S, Function, K, X>;
+  const Term term{f, {first, more...}};
   // A block of threads is worth its while for a long sum, or where outputs are few.
   constexpr Index long_sum = 1024, few = 4096;
   if (reduced.count < (kept.count < few ? cuda::threads / 4 : long_sum))

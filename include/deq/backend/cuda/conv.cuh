@@ -29,7 +29,7 @@ void convolve_nchw(const Conv2dGeometry& g, bool transposed, const S* x, const S
   pack_weight<A>(g, transposed, w, packed.data());
   const Scratch<S> from = channels_last(g.samples, in_channels, in_pixels, x),
                    to(g.samples * out_pixels * out_channels);
-  convolve<A, S>(g, transposed, from.data(), packed.data(), {{.bias = bias}, to.data()});
+  convolve<A, S, S>(g, transposed, from.data(), packed.data(), {{.bias = bias}, to.data()});
   nhwc_transpose(Cuda<S>{}, g.samples, out_pixels, out_channels, to.data(), y, accumulate);
 }
 

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(threads) solve_dense_kernel(Index n, S* matrix
 ///
 ///     cuda::Strict   S itself, on the ordinary units
 ///     cuda::Tf32     float rounded to 10 bits of mantissa, on tensor cores
-///     cuda::Bf16     bfloat16, 7 bits of mantissa, on tensor cores
+///     cuda::Bf16     bfloat16, 7 bits of mantissa, on tensor cores; images are stored like that
 template <class S, class Precision = cuda::Strict>
 struct Cuda;
 
@@ -284,6 +284,7 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
 /// Another precision is another type, with the same memory and the same primitives.
 template <class S, class Precision>
 struct Cuda : Cuda<S> {
+  using Image = std::conditional_t<std::is_same_v<Precision, cuda::Bf16>, Bfloat16, S>;
   static_assert(std::is_same_v<S, float>, "deq: tensor cores multiply float: Cuda<float, ...>");
 };
 

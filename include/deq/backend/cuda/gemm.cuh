@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(threads)
               first_column = static_cast<Index>(blockIdx.y) * T::columns;
   typename T::Word* const shared = dynamic_shared<typename T::Word>();
   MatrixRows<T> of_a(a, first_row, terms);
-  MatrixColumns<T, 1> of_b(b, first_column, 0, terms);
+  MatrixColumns<T, typename T::S, 1> of_b(b, first_column, 0, terms);
   T product;
   product.multiply(of_a, of_b, static_cast<int>((terms + T::stage - 1) / T::stage), shared);
   auto* const sums = reinterpret_cast<typename T::S*>(shared);

@@ -19,34 +19,37 @@ void nhwc_pack(Cuda<S, P>, const Conv2dGeometry& g, bool transposed, const S* w,
   cuda::pack_weight<cuda::Arithmetic<S, P>>(g, transposed, w, packed);
 }
 
+// Images are stored as X.
+
 /// u = (x * w + bias) mask + addend.
-template <class S, class P>
-void nhwc_conv2d(Cuda<S, P>, const Conv2dGeometry& g, const S* x, const S* packed,
-                 const NhwcConvParts<S>& parts, S* u) {
-  cuda::convolve<cuda::Arithmetic<S, P>, S>(g, false, x, packed, {parts, u});
+template <class S, class P, class X>
+void nhwc_conv2d(Cuda<S, P>, const Conv2dGeometry& g, const X* x, const S* packed,
+                 const std::type_identity_t<NhwcConvParts<S, X>>& parts, X* u) {
+  cuda::convolve<cuda::Arithmetic<S, P>, S, X>(g, false, x, packed, {parts, u});
 }
 /// dx (+)= the transpose of the convolution applied to dy.
-template <class S, class P>
-void nhwc_conv2d_vjp_input(Cuda<S, P>, const Conv2dGeometry& g, const S* packed, const S* dy, S* dx,
+template <class S, class P, class X>
+void nhwc_conv2d_vjp_input(Cuda<S, P>, const Conv2dGeometry& g, const S* packed, const X* dy, X* dx,
                            bool accumulate) {
-  cuda::convolve<cuda::Arithmetic<S, P>, S>(g, true, dy, packed,
+  cuda::convolve<cuda::Arithmetic<S, P>, S, X>(g, true, dy, packed,
                                             {{.addend = accumulate ? dx : nullptr}, dx});
 }
 /// dw (+)= sum over the samples; dw is (out, in, kernel height, kernel width).
-template <class S, class P>
-void nhwc_conv2d_vjp_weight(Cuda<S, P>, const Conv2dGeometry& g, const S* x, const S* dy, S* dw,
+template <class S, class P, class X>
+void nhwc_conv2d_vjp_weight(Cuda<S, P>, const Conv2dGeometry& g, const X* x, const X* dy, S* dw,
                             bool accumulate) {
   cuda::weight_gradient<cuda::Arithmetic<S, P>>(g, x, dy, dw, accumulate);
 }
 /// u = (x * w + bias) mask + addend, and the statistics of the groups of u.
-template <class S, class P>
-void nhwc_conv2d_statistics(Cuda<S, P>, const Conv2dGeometry& g, const NormGeometry& n, const S* x,
-                            const S* packed, const NhwcConvParts<S>& parts, S* u,
+template <class S, class P, class X>
+void nhwc_conv2d_statistics(Cuda<S, P>, const Conv2dGeometry& g, const NormGeometry& n, const X* x,
+                            const S* packed, const std::type_identity_t<NhwcConvParts<S, X>>& parts,
+                            X* u,
                             const NormStatistics<S>& to) {
   const Index a_sample = cuda::Segments(static_cast<int>(g.out_pixels())).a_sample;
   const cuda::Scratch<S> moments(g.samples * a_sample *
                                  cuda::MomentParts<S>::part_size(n.channels));
-  cuda::convolve<cuda::Arithmetic<S, P>, S>(g, false, x, packed, {parts, u, moments.data()});
+  cuda::convolve<cuda::Arithmetic<S, P>, S, X>(g, false, x, packed, {parts, u, moments.data()});
   cuda::group_statistics_of_moments(n, a_sample, moments.data(), to);
 }
 

@@ -21,7 +21,7 @@ namespace cuda {
 template <int n>
 struct PixelPieces {
   /// Pixels that one thread works on.
-  static constexpr int pixels_a_thread = n == 1 ? 8 : 4;
+  static constexpr int pixels_a_thread = n == 1 ? 8 : 16 / n;
 
   Index samples, pixels, channels;
   int packs, width, lanes;
@@ -113,13 +113,13 @@ void for_each_piece(const PixelPieces<n>& pieces, Body body) {
 }
 
 /// The moments of every channel of x in every piece.
-template <int n, class S>
-void channel_moments(const PixelPieces<n>& pieces, const S* x, S* out) {
+template <int n, class S, class X>
+void channel_moments(const PixelPieces<n>& pieces, const X* x, S* out) {
   const MomentParts<S> moments{out, pieces.channels, pieces.parts};
   for_each_piece(pieces, [=] __device__(const PixelPiece<n>& piece) {
     Pack<S, n> value[PixelPiece<n>::pixels_a_thread], sum[1] = {}, squares[1] = {};
     piece.for_each([&](Index place, int k) {
-      value[k] = load_pack<n>(x + place);
+      value[k] = load_as<S, n>(x + place);
       for (int i = 0; i < n; ++i) sum[0].word[i] += value[k].word[i];
     });
     piece.add(sum);
@@ -192,8 +192,8 @@ struct NormOfChannels {
 // All that a pass needs of its pixels is read before it writes any of them: a load need not wait
 // for a store that may be to the same place.
 
-template <int n, class S>
-void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
+template <int n, class S, class X>
+void normalize(const NhwcNorm<S>& norm, const X* u, const X* residual, X* y) {
   if (norm.average)
     return sum_over_pixels<n, 1, S>(
         norm.geometry,
@@ -201,7 +201,7 @@ void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
           if (!piece.has_channel()) return;
           const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
           piece.for_each([&](Index place, int) {
-            const Pack<S, n> us = load_pack<n>(u + place);
+            const Pack<S, n> us = load_as<S, n>(u + place);
             for (int i = 0; i < n; ++i) {
               const S value = normalized(us.word[i], i);
               sum[0].word[i] += norm.relu ? rectified(value) : value;
@@ -209,37 +209,37 @@ void normalize(const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
           });
         },
         [=] __device__(Index s, Index c, const S(&sum)[1]) {
-          y[s * norm.geometry.channels + c] = sum[0] * norm.share_of_pixel();
+          y[s * norm.geometry.channels + c] = X(sum[0] * norm.share_of_pixel());
         });
   for_each_piece(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
     if (!piece.has_channel()) return;
     const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
     Pack<S, n> value[PixelPiece<n>::pixels_a_thread];
     piece.for_each([&](Index place, int k) {
-      value[k] = load_pack<n>(u + place);
+      value[k] = load_as<S, n>(u + place);
       for (int i = 0; i < n; ++i) value[k].word[i] = normalized(value[k].word[i], i);
       if (residual) {
-        const Pack<S, n> more = load_pack<n>(residual + place);
+        const Pack<S, n> more = load_as<S, n>(residual + place);
         for (int i = 0; i < n; ++i) value[k].word[i] += more.word[i];
       }
       if (norm.relu)
         for (int i = 0; i < n; ++i) value[k].word[i] = rectified(value[k].word[i]);
     });
-    piece.for_each([&](Index place, int k) { store_pack(y + place, value[k]); });
+    piece.for_each([&](Index place, int k) { store_pack(y + place, as<X>(value[k])); });
   });
 }
 
 /// d, the cotangent of what the relu was applied to, if it was. Where that let pass what it was
 /// given shows in its output y or, where that is null, in u. The cotangent of an average is (N, C).
-template <int n, class S>
+template <int n, class S, class X>
 __device__ Pack<S, n> before_relu(const NhwcNorm<S>& norm, const PixelPiece<n>& piece,
                                   const NormOfChannels<S, n>& normalized, const Pack<S, n>& u,
-                                  const S* y, const S* cotangent, Index place) {
-  Pack<S, n> d = load_pack<n>(
+                                  const X* y, const X* cotangent, Index place) {
+  Pack<S, n> d = load_as<S, n>(
       cotangent + (norm.average ? piece.sample * norm.geometry.channels + piece.channel : place));
   if (!norm.relu) return d;
   if (y) {
-    const Pack<S, n> ys = load_pack<n>(y + place);
+    const Pack<S, n> ys = load_as<S, n>(y + place);
     for (int i = 0; i < n; ++i) d.word[i] = before_relu(d.word[i], ys.word[i]);
   } else {
     for (int i = 0; i < n; ++i) d.word[i] = before_relu(d.word[i], normalized(u.word[i], i));
@@ -247,8 +247,8 @@ __device__ Pack<S, n> before_relu(const NhwcNorm<S>& norm, const PixelPiece<n>& 
   return d;
 }
 
-template <int n, class S>
-void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cotangent,
+template <int n, class S, class X>
+void normalize_vjp_sums(const NhwcNorm<S>& norm, const X* u, const X* y, const X* cotangent,
                         S* sums_d, S* sums_du) {
   sum_over_pixels<n, 2, S>(
       norm.geometry,
@@ -256,7 +256,7 @@ void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S
         if (!piece.has_channel()) return;
         const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
         piece.for_each([&](Index place, int) {
-          const Pack<S, n> us = load_pack<n>(u + place),
+          const Pack<S, n> us = load_as<S, n>(u + place),
                            d = before_relu(norm, piece, normalized, us, y, cotangent, place);
           for (int i = 0; i < n; ++i) {
             sums[0].word[i] += d.word[i];
@@ -272,10 +272,10 @@ void normalize_vjp_sums(const NhwcNorm<S>& norm, const S* u, const S* y, const S
       });
 }
 
-template <int n, class S>
-void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cotangent,
-                   const S* sums_d, const S* sums_du, const S* mask, NhwcSink<S> of_residual,
-                   NhwcSink<S> of_u, S* masked) {
+template <int n, class S, class X>
+void normalize_vjp(const NhwcNorm<S>& norm, const X* u, const X* y, const X* cotangent,
+                   const S* sums_d, const S* sums_du, const S* mask, NhwcSink<X> of_residual,
+                   NhwcSink<X> of_u, X* masked) {
   for_each_piece(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
     if (!piece.has_channel()) return;
     const NormGeometry& g = norm.geometry;
@@ -307,7 +307,7 @@ void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cot
     }
     Pack<S, n> d[PixelPiece<n>::pixels_a_thread], du[PixelPiece<n>::pixels_a_thread];
     piece.for_each([&](Index place, int k) {
-      const Pack<S, n> us = load_pack<n>(u + place);
+      const Pack<S, n> us = load_as<S, n>(u + place);
       d[k] = before_relu(norm, piece, normalized, us, y, cotangent, place);
       for (int i = 0; i < n; ++i) {
         d[k].word[i] *= share;
@@ -321,16 +321,18 @@ void normalize_vjp(const NhwcNorm<S>& norm, const S* u, const S* y, const S* cot
       put(of_u, place, du[k]);
       if (!masked) return;
       for (int i = 0; i < n; ++i) du[k].word[i] *= of_mask[i];
-      store_pack(masked + place, du[k]);
+      store_pack(masked + place, as<X>(du[k]));
     });
   });
 }
 
 }  // namespace cuda
 
+// Images are stored as X.
+
 /// The statistics of the groups of u.
-template <class S>
-void nhwc_statistics(Cuda<S>, const NormGeometry& n, const S* u, const NormStatistics<S>& to) {
+template <class S, class X>
+void nhwc_statistics(Cuda<S>, const NormGeometry& n, const X* u, const NormStatistics<S>& to) {
   cuda::with_packs(
       n.channels,
       [&](auto packs) {
@@ -344,8 +346,8 @@ void nhwc_statistics(Cuda<S>, const NormGeometry& n, const S* u, const NormStati
 }
 
 /// y = relu((u - mean) inverse weight + bias + residual), or the average of that over the pixels.
-template <class S>
-void nhwc_normalize(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* residual, S* y) {
+template <class S, class X>
+void nhwc_normalize(Cuda<S>, const NhwcNorm<S>& norm, const X* u, const X* residual, X* y) {
   cuda::with_packs(
       norm.geometry.channels, [&](auto packs) { cuda::normalize<packs>(norm, u, residual, y); }, u,
       residual, y);
@@ -354,9 +356,9 @@ void nhwc_normalize(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* resid
 /// Sums (N, C) over the pixels of each sample: of d, the cotangent before the relu, and of d (u -
 /// mean) inverse. They are the cotangents of bias and weight before the sum over samples. y is null
 /// where there was no residual. The cotangent of an average is (N, C).
-template <class S>
-void nhwc_normalize_vjp_sums(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* y,
-                             const S* cotangent, S* sums_d, S* sums_du) {
+template <class S, class X>
+void nhwc_normalize_vjp_sums(Cuda<S>, const NhwcNorm<S>& norm, const X* u, const X* y,
+                             const X* cotangent, S* sums_d, S* sums_du) {
   cuda::with_packs(
       norm.geometry.channels,
       [&](auto packs) { cuda::normalize_vjp_sums<packs>(norm, u, y, cotangent, sums_d, sums_du); },
@@ -368,10 +370,10 @@ void nhwc_normalize_vjp_sums(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const
 /// null if the statistics are constants, whose terms then are 0. `of_residual` gets d, then `of_u`,
 /// which may be the same memory, du, and `masked` (not accumulated) du times the mask (N, C) that u
 /// was multiplied with.
-template <class S>
-void nhwc_normalize_vjp(Cuda<S>, const NhwcNorm<S>& norm, const S* u, const S* y,
-                        const S* cotangent, const S* sums_d, const S* sums_du, const S* mask,
-                        NhwcSink<S> of_residual, NhwcSink<S> of_u, S* masked) {
+template <class S, class X>
+void nhwc_normalize_vjp(Cuda<S>, const NhwcNorm<S>& norm, const X* u, const X* y,
+                        const X* cotangent, const S* sums_d, const S* sums_du, const S* mask,
+                        NhwcSink<X> of_residual, NhwcSink<X> of_u, X* masked) {
   cuda::with_packs(
       norm.geometry.channels,
       [&](auto packs) {

@@ -30,10 +30,10 @@ struct UpsampledLines {
   DEQ_HOST_DEVICE Index large_line() const { return small_line() * g.factor; }
 };
 
-template <int n, class S>
+template <int n, class S, class X>
 __global__ void __launch_bounds__(threads)
-    upsample_add_kernel(UpsampledLines<n> lines, RowSet samples, const S* large, const S* small,
-                        S* y) {
+    upsample_add_kernel(UpsampledLines<n> lines, RowSet samples, const X* large, const X* small,
+                        X* y) {
   const NhwcUpsampling& g = lines.g;
   const int line = static_cast<int>(blockIdx.x), small_line = lines.by_factor.quotient(line);
   if (!samples.contains(lines.by_height.quotient(small_line))) return;
@@ -42,22 +42,22 @@ __global__ void __launch_bounds__(threads)
     const int pixel = lines.by_packs.quotient(i), pack = i - pixel * lines.packs();
     const Index to = line * lines.large_line() + static_cast<Index>(i) * n;
     const Pack<S, n> repeated =
-        load_pack<n>(small + small_line * lines.small_line() +
-                     (lines.by_factor.quotient(pixel) * lines.packs() + pack) * n);
-    Pack<S, n> sum = load_pack<n>(large + to);
+        load_as<S, n>(small + small_line * lines.small_line() +
+                      (lines.by_factor.quotient(pixel) * lines.packs() + pack) * n);
+    Pack<S, n> sum = load_as<S, n>(large + to);
 #pragma unroll
     for (int k = 0; k < n; ++k) {
       sum.word[k] += repeated.word[k];
       if (g.relu) sum.word[k] = rectified(sum.word[k]);
     }
-    store_pack(y + to, sum);
+    store_pack(y + to, as<X>(sum));
   }
 }
 
-template <int n, class S>
+template <int n, class S, class X>
 __global__ void __launch_bounds__(threads)
-    upsample_add_vjp_kernel(UpsampledLines<n> lines, RowSet samples, const S* y, const S* cotangent,
-                            NhwcSink<S> of_large, NhwcSink<S> of_small) {
+    upsample_add_vjp_kernel(UpsampledLines<n> lines, RowSet samples, const X* y, const X* cotangent,
+                            NhwcSink<X> of_large, NhwcSink<X> of_small) {
   const NhwcUpsampling& g = lines.g;
   const int line = static_cast<int>(blockIdx.x), factor = static_cast<int>(g.factor);
   if (!samples.contains(lines.by_height.quotient(line))) return;
@@ -70,9 +70,9 @@ __global__ void __launch_bounds__(threads)
                           (static_cast<Index>(pixel) * factor * lines.packs() + pack) * n;
       for (int right = 0; right < factor; ++right) {
         const Index place = first + right * g.channels;
-        Pack<S, n> d = load_pack<n>(cotangent + place);
+        Pack<S, n> d = load_as<S, n>(cotangent + place);
         if (g.relu) {
-          const Pack<S, n> ys = load_pack<n>(y + place);
+          const Pack<S, n> ys = load_as<S, n>(y + place);
 #pragma unroll
           for (int k = 0; k < n; ++k) d.word[k] = before_relu(d.word[k], ys.word[k]);
         }
@@ -85,35 +85,29 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
-template <int n, class S>
-void upsample_add(const NhwcUpsampling& g, const S* large, const S* small, S* y) {
-  launch({.x = g.samples * g.height * g.factor}, upsample_add_kernel<n, S>, UpsampledLines<n>(g),
-         RowSet::of(g.samples), large, small, y);
-}
-template <int n, class S>
-void upsample_add_vjp(const NhwcUpsampling& g, const S* y, const S* cotangent, NhwcSink<S> of_large,
-                      NhwcSink<S> of_small) {
-  launch({.x = g.samples * g.height}, upsample_add_vjp_kernel<n, S>, UpsampledLines<n>(g),
-         RowSet::of(g.samples), y, cotangent, of_large, of_small);
-}
-
 }  // namespace cuda
 
+// Images are stored as X.
+
 /// y = relu(large + small, every small pixel repeated to a square).
-template <class S>
-void nhwc_upsample_add(Cuda<S>, const NhwcUpsampling& g, const S* large, const S* small, S* y) {
-  cuda::with_packs(
-      g.channels, [&](auto packs) { cuda::upsample_add<packs>(g, large, small, y); }, large, small,
-      y);
+template <class S, class X>
+void nhwc_upsample_add(Cuda<S>, const NhwcUpsampling& g, const X* large, const X* small, X* y) {
+  const auto add = [&](auto packs) {
+    cuda::launch({.x = g.samples * g.height * g.factor}, cuda::upsample_add_kernel<packs, S, X>,
+                 cuda::UpsampledLines<packs>(g), cuda::RowSet::of(g.samples), large, small, y);
+  };
+  cuda::with_packs(g.channels, add, large, small, y);
 }
 /// The cotangents of both, from y and its cotangent.
-template <class S>
-void nhwc_upsample_add_vjp(Cuda<S>, const NhwcUpsampling& g, const S* y, const S* cotangent,
-                           NhwcSink<S> of_large, NhwcSink<S> of_small) {
-  cuda::with_packs(
-      g.channels,
-      [&](auto packs) { cuda::upsample_add_vjp<packs>(g, y, cotangent, of_large, of_small); }, y,
-      cotangent, of_large.data, of_small.data);
+template <class S, class X>
+void nhwc_upsample_add_vjp(Cuda<S>, const NhwcUpsampling& g, const X* y, const X* cotangent,
+                           NhwcSink<X> of_large, NhwcSink<X> of_small) {
+  const auto add = [&](auto packs) {
+    cuda::launch({.x = g.samples * g.height}, cuda::upsample_add_vjp_kernel<packs, S, X>,
+                 cuda::UpsampledLines<packs>(g), cuda::RowSet::of(g.samples), y, cotangent,
+                 of_large, of_small);
+  };
+  cuda::with_packs(g.channels, add, y, cotangent, of_large.data, of_small.data);
 }
 
 }  // namespace deq

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+
 #include <deq/backend/cuda/cuda.cuh>
 #include <deq/backend/cuda/pointwise.cuh>
 #include <deq/backend/geometry.hpp>
@@ -55,34 +57,30 @@ void transpose(const TransposeGeometry& g, RowSet samples, const S* x, S* y, boo
 namespace cuda {
 
 /// A block for a part of a strip, a thread for n numbers that are neighbours.
-template <int n, class S>
+template <int n, class S, class From, class To>
 __global__ void __launch_bounds__(threads)
-    copy_strips_kernel(StripGeometry g, const S* from, S* to, bool accumulate) {
+    copy_strips_kernel(StripGeometry g, const From* from, To* to, bool accumulate) {
   from += blockIdx.x * g.from_stride;
   to += blockIdx.x * g.to_stride;
   const Index step = static_cast<Index>(gridDim.y) * threads * n;
   for (Index i = (static_cast<Index>(blockIdx.y) * threads + threadIdx.x) * n; i < g.length;
        i += step)
-    put(to + i, load_pack<n>(from + i), accumulate);
+    put(to + i, load_as<S, n>(from + i), accumulate);
 }
-template <int n, class S>
-void copy_strips(const StripGeometry& g, const S* from, S* to, bool accumulate) {
-  constexpr Index most = 1 << 10, packs_a_thread = 4;
-  const Index blocks = divide_up<Index>(g.length, n * packs_a_thread * threads);
-  launch({.x = g.count, .y = blocks < most ? blocks : most}, copy_strips_kernel<n, S>, g, from, to,
-         accumulate);
-}
-
 }  // namespace cuda
 
-/// to_i (+)= from_i for every strip i.
-template <class S>
-void copy_strips(Cuda<S>, const StripGeometry& g, const S* from, S* to, bool accumulate) {
-  const bool strides = g.from_stride % 4 == 0 && g.to_stride % 4 == 0;
-  if (strides && cuda::in_quads(g.length, from, to))
-    cuda::copy_strips<4>(g, from, to, accumulate);
-  else
-    cuda::copy_strips<1>(g, from, to, accumulate);
+/// to_i (+)= from_i for every strip i. Either may be stored otherwise than as S.
+template <class S, class From, class To>
+void copy_strips(Cuda<S>, const StripGeometry& g, const From* from, To* to, bool accumulate) {
+  const auto copy = [&](auto packs) {
+    constexpr Index most = 1 << 10, packs_a_thread = 4;
+    const Index blocks = cuda::divide_up<Index>(g.length, packs * packs_a_thread * cuda::threads);
+    cuda::launch({.x = g.count, .y = std::min(blocks, most)},
+                 cuda::copy_strips_kernel<packs, S, From, To>, g, from, to, accumulate);
+  };
+  constexpr int best = cuda::best_pack<From, To>;
+  const bool strides = g.from_stride % best == 0 && g.to_stride % best == 0;
+  cuda::with_packs(strides ? g.length : Index{1}, copy, from, to);
 }
 
 /// y (cols x rows) (+)= x^T, x (rows x cols).

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Operations on channels-last images (N, H, W, C), in which the channels of a pixel are neighbours.
 // They are what MDEQ's f is made of: each is one or two passes over its images, where the
-// operations on NCHW images that it stands for are four to six.
+// operations on NCHW images that it stands for are four to six. Images are stored as the backend's
+// ImageScalar; all arithmetic is its Scalar's.
 #pragma once
 
 #include <array>
@@ -11,6 +12,7 @@
 
 #include <deq/tape/ops/conv.hpp>
 #include <deq/tape/ops/norm.hpp>
+#include <deq/tape/ops/shape.hpp>
 
 namespace deq::nhwc {
 
@@ -31,11 +33,11 @@ inline void require_channels(const char* name, const char* what, const Shape& x,
                       ", got shape ", parameter);
 }
 
-/// Where a gradient goes, for the kernels that write several at once.
+/// Where the gradient of an image goes, for the kernels that write several at once.
 template <class B>
-NhwcSink<typename B::Scalar> sink(const Sink<B>& grad) {
+NhwcSink<ImageScalar<B>> sink(const Sink<B>& grad) {
   if (!grad) return {};
-  const auto [data, accumulate] = grad.target();
+  const auto [data, accumulate] = grad.image_target();
   return {data, accumulate};
 }
 
@@ -74,8 +76,8 @@ struct AppliedNorm {
     const auto norm = with(weight, bias);
     const Shape by_channel{geometry.samples, geometry.channels};
     Tensor<B> sums_d(by_channel), sums_du(by_channel);
-    nhwc_normalize_vjp_sums(B{}, norm, u.data(), y.data(), cotangent.data(), sums_d.data(),
-                            sums_du.data());
+    nhwc_normalize_vjp_sums(B{}, norm, u.image_data(), y.image_data(), cotangent.image_data(),
+                            sums_d.data(), sums_du.data());
     if (of_weight) add_over_samples(sums_du, of_weight.target());
     if (of_bias) add_over_samples(sums_d, of_bias.target());
     if (!of_residual && !of_u && !masked) return;
@@ -88,8 +90,9 @@ struct AppliedNorm {
         *sums = total;
       }
     const auto residual = sink(of_residual);
-    nhwc_normalize_vjp(B{}, norm, u.data(), y.data(), cotangent.data(), sums_d.data(),
-                       sums_du.data(), mask.data(), residual, sink(of_u), masked.data());
+    nhwc_normalize_vjp(B{}, norm, u.image_data(), y.image_data(), cotangent.image_data(),
+                       sums_d.data(), sums_du.data(), mask.data(), residual, sink(of_u),
+                       masked.image_data());
   }
 
  private:
@@ -149,28 +152,123 @@ auto to_nchw(const X& x) {
   return record(ChangeLayout<typename X::Backend, ChannelsFirst>{}, x);
 }
 
+/// Images cut out of rows.
+template <class B>
+struct CutImages {
+  static constexpr bool saves_inputs = false, saves_output = false;
+  Index first;
+  Shape image;
+
+  Tensor<B> forward(const Tensor<B>& rows) const {
+    const Tensor<B> y = Tensor<B>::image({rows.extent(0), image[0], image[1], image[2]});
+    copy_strips(B{}, StripGeometry{rows.extent(0), image.size(), rows.extent(1), image.size()},
+                rows.data() + first, y.image_data(), false);
+    return y;
+  }
+  void vjp(const Reverse<B>& r) const {
+    if (!r.grad[0]) return;
+    const Shape& rows = r.grad[0].shape();
+    const auto [out, accumulate] = r.grad[0].target();
+    if (!accumulate) B::fill(out, rows.size(), 0);
+    copy_strips(B{}, StripGeometry{rows[0], image.size(), image.size(), rows[1]},
+                r.cotangent.image_data(), out + first, true);
+  }
+};
+/// Images one after the other in rows.
+template <class B>
+struct JoinImages {
+  static constexpr bool saves_inputs = false, saves_output = false;
+  PoolVector<Index> sizes{};
+
+  bool takes_image(std::size_t) const { return true; }
+  Tensor<B> forward(std::span<const Tensor<B>> images) {
+    Index width = 0;
+    for (const Tensor<B>& x : images) {
+      sizes.push_back(x.shape().product(1, x.shape().rank()));
+      width += sizes.back();
+    }
+    const Tensor<B> rows({images[0].extent(0), width});
+    Index first = 0;
+    for (std::size_t i = 0; i < images.size(); first += sizes[i++])
+      copy_strips(B{}, StripGeometry{rows.extent(0), sizes[i], sizes[i], width},
+                  images[i].image_data(), rows.data() + first, false);
+    return rows;
+  }
+  void vjp(const Reverse<B>& r) const {
+    const Index width = r.cotangent.extent(1);
+    Index first = 0;
+    for (std::size_t i = 0; i < sizes.size(); first += sizes[i++]) {
+      if (!r.grad[i]) continue;
+      const auto [out, accumulate] = r.grad[i].image_target();
+      copy_strips(B{}, StripGeometry{r.cotangent.extent(0), sizes[i], width, sizes[i]},
+                  r.cotangent.data() + first, out, accumulate);
+    }
+  }
+};
+
+/// The images (N, H, W, C) of shape `image` that begin at number `first` of every row of x (N, D).
+/// Where images are stored as scalars, of a single row they share its memory.
+template <TensorLike X>
+X cut(const X& x, Index first, const Shape& image) {
+  using B = typename X::Backend;
+  if constexpr (compact_images<B>) {
+    require<ShapeError>(x.shape().rank() == 2 && image.rank() == 3 && first >= 0 &&
+                            first + image.size() <= x.extent(1),
+                        "nhwc::cut: no image ", image, " at ", first, " of rows of ", x.shape());
+    return record(CutImages<B>{first, image}, x);
+  } else {
+    return reshape(slice(x, 1, first, image.size()),
+                   {x.extent(0), image[0], image[1], image[2]});
+  }
+}
+/// Images (N, ...) one after the other, (N, D); the inverse of some cuts.
+template <TensorLike X>
+X join(std::span<const X> images) {
+  using B = typename X::Backend;
+  require<ShapeError>(!images.empty(), "nhwc::join: needs at least one image");
+  for (const X& x : images)
+    require<ShapeError>(x.shape().rank() > 0 && x.extent(0) == images[0].extent(0),
+                        "nhwc::join: ", x.shape(), " does not fit ", images[0].shape());
+  if constexpr (compact_images<B>) {
+    return record_list(JoinImages<B>{}, images);
+  } else {
+    PoolVector<X> rows;
+    for (const X& x : images) rows.push_back(flatten(x));
+    return concat(1, rows);
+  }
+}
+
 // --- Normalisation -----------------------------------------------------------------------------
+
+struct GroupNormOptions {
+  Index groups = 1;
+  bool relu = false;
+  double eps = 1e-5;
+};
 
 /// Group normalisation of images.
 template <class B>
 struct GroupNorm {
   using S = typename B::Scalar;
+  using X = ImageScalar<B>;
   static constexpr bool saves_inputs = true, saves_output = false;
-  Index groups;
-  S eps;
+  GroupNormOptions options;
   detail::AppliedNorm<B> norm{};
 
+  bool takes_image(std::size_t i) const { return i == 0; }
   Tensor<B> forward(const Tensor<B>& u) { return forward(u, {}, {}); }
   Tensor<B> forward(const Tensor<B>& u, const Tensor<B>& weight, const Tensor<B>& bias) {
     detail::require_images("nhwc::group_norm", u.shape());
-    norm.geometry = detail::norm_geometry("nhwc::group_norm", u.shape(), groups);
+    norm.geometry = detail::norm_geometry("nhwc::group_norm", u.shape(), options.groups);
     if (weight)
       detail::require_channels("nhwc::group_norm", "the weight", u.shape(), weight.shape());
     if (bias) detail::require_channels("nhwc::group_norm", "the bias", u.shape(), bias.shape());
-    nhwc_statistics(B{}, norm.geometry, u.data(), norm.new_statistics(eps, {}));
-    Tensor<B> y(u.shape());
-    nhwc_normalize(B{}, norm.with(weight, bias), u.data(), static_cast<const S*>(nullptr),
-                   y.data());
+    norm.relu = options.relu;
+    nhwc_statistics(B{}, norm.geometry, u.image_data(),
+                    norm.new_statistics(static_cast<S>(options.eps), {}));
+    Tensor<B> y = Tensor<B>::image(u.shape());
+    nhwc_normalize(B{}, norm.with(weight, bias), u.image_data(), static_cast<const X*>(nullptr),
+                   y.image_data());
     return y;
   }
   void vjp(const Reverse<B>& r) const {
@@ -182,17 +280,15 @@ struct GroupNorm {
   }
 };
 
-/// deq::group_norm for images (N, H, W, C).
+/// relu(group_norm(u)), the relu optional, of images (N, H, W, C). Throws ShapeError.
 template <TensorLike X>
-auto group_norm(const X& u, Index groups,
-                deq::detail::ScalarOf<X> eps = deq::detail::ScalarOf<X>(1e-5)) {
-  return record(GroupNorm<typename X::Backend>{groups, eps}, u);
+auto group_norm(const X& u, const GroupNormOptions& options) {
+  return record(GroupNorm<typename X::Backend>{options}, u);
 }
-/// The same times weight (C) plus bias (C).
+/// The same with weight (C) and bias (C): relu(group_norm(u) weight + bias).
 template <TensorLike X, TensorLike W, TensorLike V>
-auto group_norm(const X& u, Index groups, const W& weight, const V& bias,
-                deq::detail::ScalarOf<X> eps = deq::detail::ScalarOf<X>(1e-5)) {
-  return record(GroupNorm<typename X::Backend>{groups, eps}, u, weight, bias);
+auto group_norm(const X& u, const GroupNormOptions& options, const W& weight, const V& bias) {
+  return record(GroupNorm<typename X::Backend>{options}, u, weight, bias);
 }
 
 // --- Convolution with all that follows it ------------------------------------------------------
@@ -226,6 +322,7 @@ struct ConvNormParts {
 template <class B>
 struct ConvNorm {
   using S = typename B::Scalar;
+  using X = ImageScalar<B>;
   static constexpr bool saves_inputs = true, saves_output = true;
   static constexpr std::size_t x = 0, w = 1, scale = 2, shift = 3, bias = 4, mask = 5, addend = 6,
                                residual = 7, all = 8;
@@ -241,6 +338,10 @@ struct ConvNorm {
   detail::AppliedNorm<B> norm{};
   Tensor<B> u{};  ///< what is normalised
 
+  bool takes_image(std::size_t i) const {
+    const auto k = static_cast<int>(i);
+    return i == x || k == place[addend] || k == place[residual];
+  }
   /// What is only added is not needed again.
   bool saves_input(std::size_t i) const {
     const auto k = static_cast<int>(i);
@@ -253,25 +354,25 @@ struct ConvNorm {
     norm.relu = options.relu;
     norm.average = options.average;
     norm.constant = batch && mode == BatchNormMode::evaluate;
-    const NhwcConvParts<S> parts{operand(in, bias).data(), operand(in, mask).data(),
-                                 operand(in, addend).data()};
+    const NhwcConvParts<S, X> parts{operand(in, bias).data(), operand(in, mask).data(),
+                                    operand(in, addend).image_data()};
     const Tensor<B> weight = packed(in, false);
     const S eps = static_cast<S>(options.eps);
     if (norm.constant) {
-      nhwc_conv2d(B{}, geometry, in[x].data(), weight.data(), parts, u.data());
+      nhwc_conv2d(B{}, geometry, in[x].image_data(), weight.data(), parts, u.image_data());
       norm.mean = batch->running_mean;
       norm.inverse = deq::detail::inverse_deviation(batch->running_var, eps);
     } else {
       const Tensor<B> variance = batch ? norm.statistic() : Tensor<B>();
-      nhwc_conv2d_statistics(B{}, geometry, norm.geometry, in[x].data(), weight.data(), parts,
-                             u.data(), norm.new_statistics(eps, variance));
+      nhwc_conv2d_statistics(B{}, geometry, norm.geometry, in[x].image_data(), weight.data(), parts,
+                             u.image_data(), norm.new_statistics(eps, variance));
       if (batch) batch->count_in(norm.mean, variance, norm.geometry.count(), momentum);
     }
-    Tensor<B> y = options.average ? Tensor<B>({u.extent(0), u.extent(3)})
-                  : recorded      ? Tensor<B>(u.shape())
+    Tensor<B> y = options.average ? Tensor<B>::image({u.extent(0), u.extent(3)})
+                  : recorded      ? Tensor<B>::image(u.shape())
                                   : u;
-    nhwc_normalize(B{}, norm.with(operand(in, scale), operand(in, shift)), u.data(),
-                   static_cast<const S*>(operand(in, residual).data()), y.data());
+    nhwc_normalize(B{}, norm.with(operand(in, scale), operand(in, shift)), u.image_data(),
+                   static_cast<const X*>(operand(in, residual).image_data()), y.image_data());
     return y;
   }
   void vjp(const Reverse<B>& r) const {
@@ -284,19 +385,20 @@ struct ConvNorm {
              operand(r.input, mask), grad(scale), grad(shift), grad(residual), grad(addend),
              of_conv);
     if (grad(x)) {
-      const auto [out, accumulate] = grad(x).target();
-      nhwc_conv2d_vjp_input(B{}, geometry, packed(r.input, true).data(), of_conv.data(), out,
+      const auto [out, accumulate] = grad(x).image_target();
+      nhwc_conv2d_vjp_input(B{}, geometry, packed(r.input, true).data(), of_conv.image_data(), out,
                             accumulate);
     }
     if (grad(w)) {
       const auto [out, accumulate] = grad(w).target();
-      nhwc_conv2d_vjp_weight(B{}, geometry, r.input[x].data(), of_conv.data(), out, accumulate);
+      nhwc_conv2d_vjp_weight(B{}, geometry, r.input[x].image_data(), of_conv.image_data(), out,
+                             accumulate);
     }
     if (grad(bias)) {
       const auto [out, accumulate] = grad(bias).target();
       const Shape full{u.size() / u.extent(3), u.extent(3)};
       broadcast_sum(B{}, LoopNest<2>(full, {Shape{full[1]}, full}), std::identity{}, out,
-                    accumulate, static_cast<const S*>(of_conv.data()));
+                    accumulate, static_cast<const X*>(of_conv.image_data()));
     }
     if (grad(mask)) mask_vjp(r, grad(mask));
   }
@@ -310,21 +412,21 @@ struct ConvNorm {
   /// of u.
   Tensor<B> place_of_conv_cotangent(const Reverse<B>& r, bool both_are_done) const {
     if (both_are_done && r.cotangent_is_free && !options.average) return r.cotangent;
-    return both_are_done && r.for_the_last_time ? u : Tensor<B>(u.shape());
+    return both_are_done && r.for_the_last_time ? u : Tensor<B>::image(u.shape());
   }
   /// The cotangent of a mask is seldom asked for: the convolution it multiplies is computed again.
   void mask_vjp(const Reverse<B>& r, const Sink<B>& grad) const {
-    const Tensor<B> du(u.shape()), conv(u.shape()), none;
+    const Tensor<B> du = Tensor<B>::image(u.shape()), conv = Tensor<B>::image(u.shape()), none;
     norm.vjp(u, operand(r.input, scale), operand(r.input, shift), r.output, r.cotangent, none, {},
              {}, {}, {}, du);
-    nhwc_conv2d(B{}, geometry, r.input[x].data(), packed(r.input, false).data(),
-                {.bias = operand(r.input, bias).data()}, conv.data());
+    nhwc_conv2d(B{}, geometry, r.input[x].image_data(), packed(r.input, false).data(),
+                {.bias = operand(r.input, bias).data()}, conv.image_data());
     const NormGeometry& n = norm.geometry;
     const Shape full{n.samples, n.pixels, n.channels};
     const auto [out, accumulate] = grad.target();
     broadcast_sum(B{}, LoopNest<3>(full, {Shape{n.samples, 1, n.channels}, full, full}),
-                  std::multiplies<S>{}, out, accumulate, static_cast<const S*>(du.data()),
-                  static_cast<const S*>(conv.data()));
+                  std::multiplies<S>{}, out, accumulate, static_cast<const X*>(du.image_data()),
+                  static_cast<const X*>(conv.image_data()));
   }
   /// The weight as the kernels want it; made once for a weight that stays as it is. The plan of a
   /// convolution depends on the size of the image, so that is part of the key.
@@ -361,7 +463,7 @@ struct ConvNorm {
     require<ShapeError>(place[mask] < 0 || operand(in, mask).shape() == Shape{out[0], out[3], 1, 1},
                         name, ": the mask must be (N, O, 1, 1), got ", operand(in, mask).shape());
     require(!options.average || place[residual] < 0, name, ": an average takes no residual");
-    u = Tensor<B>(out);
+    u = Tensor<B>::image(out);
   }
 };
 
@@ -423,6 +525,7 @@ struct UpsampleAdd {
   bool relu;
   NhwcUpsampling geometry{};
 
+  bool takes_image(std::size_t) const { return true; }
   Tensor<B> forward(const Tensor<B>& large, const Tensor<B>& small) {
     require(factor >= 1, "nhwc::upsample_add: the factor must be >= 1, got ", factor);
     detail::require_images("nhwc::upsample_add", small.shape());
@@ -430,13 +533,18 @@ struct UpsampleAdd {
     require<ShapeError>(large.shape() == enlarged, "nhwc::upsample_add: ", s, " enlarged ", factor,
                         " times does not fit ", large.shape());
     geometry = {s[0], s[1], s[2], s[3], factor, relu};
-    Tensor<B> y(large.shape());
-    nhwc_upsample_add(B{}, geometry, large.data(), small.data(), y.data());
+    Tensor<B> y = Tensor<B>::image(large.shape());
+    nhwc_upsample_add(B{}, geometry, large.image_data(), small.image_data(), y.image_data());
     return y;
   }
   void vjp(const Reverse<B>& r) const {
+    if (factor == 1 && !relu) {  // handles will do
+      for (const Sink<B>& grad : r.grad)
+        if (grad) grad.add(r.cotangent);
+      return;
+    }
     const auto of_large = detail::sink(r.grad[0]);
-    nhwc_upsample_add_vjp(B{}, geometry, r.output.data(), r.cotangent.data(), of_large,
+    nhwc_upsample_add_vjp(B{}, geometry, r.output.image_data(), r.cotangent.image_data(), of_large,
                           detail::sink(r.grad[1]));
   }
 };

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <deq/backend/cuda/launch.cuh>
+#include <deq/backend/cuda/pointwise.cuh>
 #include <deq/backend/cuda/precision.hpp>
 
 namespace deq::cuda {
@@ -133,12 +134,8 @@ struct Arithmetic<float, Bf16> {
   static constexpr int numbers = 2;
   static constexpr bool tensor_cores = true;
 
+  __device__ static Word word(const float (&x)[numbers]) { return bfloat16_pair(x[0], x[1]); }
 #ifdef __CUDACC__
-  __device__ static Word word(const float (&x)[numbers]) {
-    Word w;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(x[1]), "f"(x[0]));
-    return w;
-  }
   /// sum += a b
   __device__ static void multiply(float (&sum)[4], const Word (&a)[4], Word b0, Word b1) {
     asm volatile(
@@ -148,7 +145,6 @@ struct Arithmetic<float, Bf16> {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 #else
-  static Word word(const float (&x)[numbers]) { return deq_emulation::pack_bf16(x[0], x[1]); }
   static void multiply(float (&sum)[4], const Word (&a)[4], Word b0, Word b1) {
     const Word b[2] = {b0, b1};
     deq_emulation::mma_m16n8k16_bf16(sum, a, b);

@@ -22,8 +22,8 @@ void with_tile(const TilePlan& plan, Body&& body) {
 }
 
 /// The outputs of one phase, from its packed weight.
-template <class A, class S>
-void convolve(const ImageMap& map, const S* x, const S* packed, ConvEpilogue<S> epilogue) {
+template <class A, class S, class X>
+void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, X> epilogue) {
   const Segments segments(map.pixels());
   const Index most_rows = Halo::rows(map);
   const TilePlan plan(segments.rows_of(map.samples), map.out_channels, processors(),
@@ -37,15 +37,15 @@ void convolve(const ImageMap& map, const S* x, const S* packed, ConvEpilogue<S> 
     Grid grid{.x = plan.row_tiles, .y = plan.column_tiles, .shared_bytes = T::shared_bytes};
     const auto by_width = [&](auto width) {
       if (most_rows == 0)
-        return launch(grid, implicit_gemm_kernel<T, width>, map, segments, samples, x, words,
+        return launch(grid, implicit_gemm_kernel<T, width, X>, map, segments, samples, x, words,
                       weight.depth, epilogue);
       const Halo halo(map, rows);
       const auto with_taps = [&](auto taps) {
         grid.shared_bytes = halo_bytes<T, taps>(halo);
-        launch(grid, halo_kernel<T, width, taps>, map, segments, halo, samples, x, words,
+        launch(grid, halo_kernel<T, width, taps, X>, map, segments, halo, samples, x, words,
                weight.words_of_tile(A::numbers), epilogue);
       };
-      if constexpr (width == 4)
+      if constexpr (width > 1)
         if (map.x.taps == 3) return with_taps(std::integral_constant<int, 3>{});
       with_taps(std::integral_constant<int, 1>{});
     };
@@ -53,12 +53,12 @@ void convolve(const ImageMap& map, const S* x, const S* packed, ConvEpilogue<S> 
   });
 }
 /// The convolution, or its transpose, of all of x with a packed weight.
-template <class A, class S>
-void convolve(const Conv2dGeometry& g, bool transposed, const S* x, const S* packed,
-              const ConvEpilogue<S>& epilogue) {
+template <class A, class S, class X>
+void convolve(const Conv2dGeometry& g, bool transposed, const X* x, const S* packed,
+              const ConvEpilogue<S, X>& epilogue) {
   for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
     const ImageMap map(g, transposed, phase);
-    convolve<A>(map, x, packed, epilogue);
+    convolve<A, S, X>(map, x, packed, epilogue);
     packed += PackedWeight(map).words(A::numbers);
   }
 }

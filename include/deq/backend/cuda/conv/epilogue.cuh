@@ -9,21 +9,22 @@
 namespace deq::cuda {
 
 /// What a convolution does with its sums, u = (sum + bias) mask + addend, where it puts u, and its
-/// moments (null: nobody wants them), for which a segment is a part of MomentParts.
-template <class S>
+/// moments (null: nobody wants them), for which a segment is a part of MomentParts. Images are
+/// stored as X.
+template <class S, class X = S>
 struct ConvEpilogue {
-  NhwcConvParts<S> parts;
-  S* u;
+  NhwcConvParts<S, X> parts;
+  X* u;
   S* moments = nullptr;
   bool quads = false;  ///< channels come in fours that one access reaches
 };
 
-/// Writes a tile of u and its moments. A thread has four columns of a few rows, whose moments it
+/// Writes a tile of u, and the moments of what it has written. A thread has four columns of a few rows, whose moments it
 /// takes in registers; those of a segment are put together from them.
-template <class T>
+template <class T, class X>
 __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet samples,
                            Index first_row, int first_column,
-                           const ConvEpilogue<typename T::S>& epilogue, typename T::S* sums) {
+                           const ConvEpilogue<typename T::S, X>& epilogue, typename T::S* sums) {
   using S = typename T::S;
   // The same for tiles of all heights, since it is an order of summation.
   constexpr int quads = T::columns / 4, rows = T::columns / 8;
@@ -37,7 +38,7 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
     sample_of[r] = row.sample;
   }
   __syncthreads();
-  const NhwcConvParts<S>& parts = epilogue.parts;
+  const NhwcConvParts<S, X>& parts = epilogue.parts;
   const int first = static_cast<int>(threadIdx.x) / quads * rows;
   const int column = static_cast<int>(threadIdx.x) % quads * 4, channel = first_column + column;
   const int width = map.out_channels - channel < 4 ? map.out_channels - channel : 4;
@@ -61,17 +62,21 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
       }
       if (epilogue.quads) {
         if (parts.addend) {
-          const Quad<S> addend = load_pack<4>(parts.addend + at);
+          const Quad<S> addend = load_as<S, 4>(parts.addend + at);
 #pragma unroll
           for (int i = 0; i < 4; ++i) u.word[i] += addend.word[i];
         }
-        store_pack(epilogue.u + at, u);
+        const Quad<X> stored = as<X>(u);
+        store_pack(epilogue.u + at, stored);
+        u = as<S>(stored);
       } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if (i >= width) continue;
-          if (parts.addend) u.word[i] += parts.addend[at + i];
-          epilogue.u[at + i] = u.word[i];
+          if (parts.addend) u.word[i] += static_cast<S>(parts.addend[at + i]);
+          const X stored = X(u.word[i]);
+          epilogue.u[at + i] = stored;
+          u.word[i] = static_cast<S>(stored);
         }
       }
       // About the first value, so that a large mean costs no accuracy.

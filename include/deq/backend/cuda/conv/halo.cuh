@@ -12,15 +12,15 @@
 namespace deq::cuda {
 
 /// The pixels of the halo of a tile, a line of shared memory each; slice by slice of the channels.
-template <class T, int width>
+template <class T, class X, int width>
 class HaloPixels : public AlongSum<T, Halo::most> {
-  using S = typename T::S;
   using Word = typename T::Word;
   using Quads = AlongSum<T, Halo::most>;
+  static constexpr int numbers = 4 * T::Arithmetic::numbers;  ///< of a thread and a pixel
 
  public:
   __device__ HaloPixels(const ImageMap& map, const Halo& halo, const Segments& segments,
-                        RowSet samples, const S* x, Index first_row)
+                        RowSet samples, const X* x, Index first_row)
       : map_(map), halo_(halo), segments_(segments), first_row_(first_row) {
     const Segments::Row first = segments.row(first_row);
     sample_ = first.sample;
@@ -54,10 +54,11 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   }
 
   // Most halos come at once. Of larger ones a slice comes in two parts, so that no more numbers are
-  // on their way in registers.
-  static constexpr int quads = 4, all_quads = (Halo::most * 4 + threads - 1) / threads;
+  // on their way in registers; where they are half as large, they find room.
+  static constexpr int all_quads = (Halo::most * 4 + threads - 1) / threads,
+                       quads = sizeof(X) < sizeof(typename T::S) ? all_quads : 4;
   struct Part {
-    typename Quads::Loaded quad[quads];
+    Numbers<X, numbers, width> quad[quads];
   };
   __device__ bool in_parts() const { return halo_.pixels() > quads * threads / 4; }
   template <int part>
@@ -69,7 +70,8 @@ class HaloPixels : public AlongSum<T, Halo::most> {
 #pragma unroll
       for (int i = 0; i < numbers; i += width) {
         const bool there = at_[q] >= 0 && first + i < map_.channels;
-        cuda::load<width>(there, x_ + (at_[q] + first + i), loaded.quad[q - part * quads].x + i);
+        loaded.quad[q - part * quads].pack[i / width] =
+            load_if<width>(there, x_ + (at_[q] + first + i));
       }
     return loaded;
   }
@@ -86,14 +88,12 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   }
 
  private:
-  static constexpr int numbers = 4 * T::Arithmetic::numbers;  ///< of a thread and a pixel
-
   const ImageMap& map_;
   const Halo& halo_;
   const Segments& segments_;
   Index first_row_, sample_;  ///< the first of the tile
   int line_;                  ///< of the padded image, the first of the halo
-  const S* x_;
+  const X* x_;
   int at_[all_quads];
 };
 
@@ -107,11 +107,11 @@ std::size_t halo_bytes(const Halo& halo) {
 }
 
 /// Multiplies `taps` taps of a line of the kernel between two barriers.
-template <class T, int width, int taps>
+template <class T, int width, int taps, class X>
 __global__ void __launch_bounds__(threads, 2)
-    halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const typename T::S* x,
+    halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const X* x,
                 const typename T::Word* packed, Index words_of_tile,
-                ConvEpilogue<typename T::S> epilogue) {
+                ConvEpilogue<typename T::S, X> epilogue) {
   using Word = typename T::Word;
   using Product = TileProduct<T>;
   using Weights = TileWeights<T, taps>;
@@ -125,14 +125,15 @@ __global__ void __launch_bounds__(threads, 2)
   Weights weights(packed + blockIdx.y * words_of_tile, slices * steps,
                   halos + 2 * halo.pixels() * T::line);
 
-  const HaloPixels<T, width> a(map, halo, segments, samples, x, first_row);
+  using Pixels = HaloPixels<T, X, width>;
+  const Pixels a(map, halo, segments, samples, x, first_row);
   int row[Product::a_rows];
 #pragma unroll
   for (int i = 0; i < Product::a_rows; ++i) row[i] = a.place_of(Product::row_of(i));
   a.fetch(0, halos);
   Product product;
   Word *here = halos, *there = halos + a.size();
-  typename HaloPixels<T, width>::Part loaded;
+  typename Pixels::Part loaded;
   const int first_put = a.in_parts() ? (steps - 1) / 2 : steps - 1;
   for (int slice = 0; slice < slices; ++slice) {
     const bool more = slice + 1 < slices;

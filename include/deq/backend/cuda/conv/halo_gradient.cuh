@@ -10,20 +10,20 @@
 namespace deq::cuda {
 
 /// The cotangents of a tile of pixels, of 64 outputs, a line of shared memory a pixel.
-template <class T>
+template <class T, class X>
 class HaloCotangents {
-  using S = typename T::S;
   using Word = typename T::Word;
-  static constexpr int numbers = 8, packs = T::columns / numbers;  // of a thread, of a pixel
+  static constexpr int numbers = 8, packs = T::columns / numbers,  // of a thread, of a pixel
+      width = best_pack<X>;
 
  public:
   static constexpr int line = T::columns / 2 + 4;  ///< words, in different banks
   static constexpr int parts = 2, quads = T::rows * packs / threads / parts;
   struct Part {
-    S x[quads][numbers];
+    Numbers<X, numbers, width> quad[quads];
   };
 
-  __device__ HaloCotangents(const ImageMap& map, const Segments& segments, const S* dy,
+  __device__ HaloCotangents(const ImageMap& map, const Segments& segments, const X* dy,
                             int first_output)
       : map_(map), segments_(segments), dy_(dy), output_(first_output + pack() * numbers) {}
 
@@ -32,12 +32,13 @@ class HaloCotangents {
 #pragma unroll
     for (int q = 0; q < quads; ++q) {
       const Segments::Row at = segments_.row(first_row + row(part, q));
-      const S* const from =
+      const X* const from =
           dy_ + (at.sample * map_.pixels() + at.pixel) * map_.out_channels + output_;
       const bool there = at.sample < map_.samples && at.pixel < map_.pixels();
 #pragma unroll
-      for (int i = 0; i < numbers; i += 4)
-        cuda::load<4>(there && output_ + i < map_.out_channels, from + i, loaded.x[q] + i);
+      for (int i = 0; i < numbers; i += width)
+        loaded.quad[q].pack[i / width] =
+            load_if<width>(there && output_ + i < map_.out_channels, from + i);
     }
     return loaded;
   }
@@ -46,10 +47,8 @@ class HaloCotangents {
     for (int q = 0; q < quads; ++q) {
       Quad<Word> words;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const S pair[2] = {loaded.x[q][2 * i], loaded.x[q][2 * i + 1]};
-        words.word[i] = T::Arithmetic::word(pair);
-      }
+      for (int i = 0; i < 4; ++i)
+        words.word[i] = loaded.quad[q].template word<typename T::Arithmetic>(i);
       store_pack(to + row(part, q) * line + pack() * 4, words);
     }
   }
@@ -62,28 +61,28 @@ class HaloCotangents {
 
   const ImageMap& map_;
   const Segments& segments_;
-  const S* dy_;
+  const X* dy_;
   int output_;  ///< the first of this thread
 };
 
 /// Words of shared memory for a tile of pixels: its halo, its cotangents, and where the pixels of
 /// its rows are in the halo.
-template <class T>
+template <class T, class X>
 DEQ_HOST_DEVICE int gradient_words(const Halo& halo) {
-  return halo.pixels() * T::line + T::rows * HaloCotangents<T>::line + T::rows;
+  return halo.pixels() * T::line + T::rows * HaloCotangents<T, X>::line + T::rows;
 }
 
 /// parts[blockIdx.z] = the sums over `tiles` tiles of pixels from blockIdx.z * tiles on, for a
 /// slice of the channels (blockIdx.x), 64 outputs (blockIdx.y) and the taps of a kernel of side x
 /// side.
-template <class T, int side>
+template <class T, int side, class X>
 __global__ void __launch_bounds__(threads, 2)
-    halo_gradient_kernel(ImageMap map, Segments segments, Halo halo, const typename T::S* x,
-                         const typename T::S* dy, int row_tiles, int tiles, typename T::S* parts) {
+    halo_gradient_kernel(ImageMap map, Segments segments, Halo halo, const X* x,
+                         const X* dy, int row_tiles, int tiles, typename T::S* parts) {
   using S = typename T::S;
   using Word = typename T::Word;
-  using Pixels = HaloPixels<T, 4>;
-  using Cotangents = HaloCotangents<T>;
+  using Pixels = HaloPixels<T, X, best_pack<X>>;
+  using Cotangents = HaloCotangents<T, X>;
   static_assert(T::Arithmetic::numbers == 2 && T::columns == 64);
   constexpr int pixel_parts = 2, steps = T::rows / 16, pieces = pixel_parts + Cotangents::parts;
   constexpr int span = steps / pieces;  // steps that the numbers of a piece are on their way
@@ -102,7 +101,7 @@ __global__ void __launch_bounds__(threads, 2)
   const int row_of_a = lane / 16 * 8 + lane % 8, word_of_a = channel / 2 + lane / 8 % 2 * 4;
   const int row_of_b = lane % 16, word_of_b = output / 2 + lane / 16 * 4;
 
-  const auto tile_at = [&](int tile) { return shared + tile % 2 * gradient_words<T>(halo); };
+  const auto tile_at = [&](int tile) { return shared + tile % 2 * gradient_words<T, X>(halo); };
   const auto cotangents_at = [&](int tile) { return tile_at(tile) + halo.pixels() * T::line; };
   const auto places_at = [&](int tile) {
     return reinterpret_cast<int*>(cotangents_at(tile) + T::rows * Cotangents::line);

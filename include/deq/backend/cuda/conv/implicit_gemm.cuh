@@ -8,16 +8,16 @@
 
 namespace deq::cuda {
 
-template <class T, int width>
+template <class T, int width, class X>
 __global__ void __launch_bounds__(threads)
-    implicit_gemm_kernel(ImageMap map, Segments segments, RowSet samples, const typename T::S* x,
+    implicit_gemm_kernel(ImageMap map, Segments segments, RowSet samples, const X* x,
                          const typename T::Word* packed, Index packed_depth,
-                         ConvEpilogue<typename T::S> epilogue) {
+                         ConvEpilogue<typename T::S, X> epilogue) {
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
   const int first_column = static_cast<int>(blockIdx.y) * T::columns;
   if (nobody(map, segments, samples, first_row, T::rows)) return;
   typename T::Word* const shared = dynamic_shared<typename T::Word>();
-  Patches<T, width> a(map, segments, samples, x, first_row);
+  Patches<T, X, width> a(map, segments, samples, x, first_row);
   Weights<T> b(packed, packed_depth / T::Arithmetic::numbers, first_column);
   T product;
   product.multiply(a, b, (map.depth() + T::stage - 1) / T::stage, shared);

@@ -8,22 +8,40 @@
 
 namespace deq::cuda {
 
-/// `width` neighbouring numbers, four in one access; zeros where there are none.
-template <int width, class S>
-__device__ void load(bool there, const S* from, S* x) {
-  if constexpr (width == 4) {
-    const Quad<S> four = there ? *reinterpret_cast<const Quad<S>*>(from) : Quad<S>{};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = four.word[i];
-  } else {
-    *x = there ? *from : S(0);
-  }
+/// `width` neighbouring numbers, zeros where there are none.
+template <int width, class X>
+__device__ Pack<X, width> load_if(bool there, const X* from) {
+  return there ? load_pack<width>(from) : Pack<X, width>{};
 }
 /// From nowhere, zeros.
-template <int width, class S>
-__device__ void load(const S* from, S* x) {
-  load<width>(from != nullptr, from, x);
+template <int width, class X>
+__device__ Pack<X, width> load_if(const X* from) {
+  return load_if<width>(from != nullptr, from);
 }
+
+/// n neighbouring numbers as they came from memory, `width` by one access each.
+template <class X, int n, int width>
+struct Numbers {
+  Pack<X, width> pack[n / width];
+
+  /// Word i of them, as precision A multiplies it.
+  template <class A>
+  __device__ typename A::Word word(int i) const {
+    static_assert(n % width == 0);
+    if constexpr (width % A::numbers == 0 && std::is_same_v<X, Bfloat16>) {
+      static_assert(A::numbers == 2);
+      return pack[2 * i / width].pair[i % (width / 2)];
+    } else {
+      typename A::Scalar x[A::numbers];
+#pragma unroll
+      for (int d = 0; d < A::numbers; ++d) {
+        const int number = A::numbers * i + d;
+        x[d] = pack[number / width].word[number % width];
+      }
+      return A::word(x);
+    }
+  }
+};
 
 /// Quads whose words are neighbours along the sum, of `lines` lines of A or B. Eight threads that
 /// store together have eight lines, which are in different banks.
@@ -32,9 +50,6 @@ struct AlongSum {
   using Word = typename T::Word;
   using S = typename T::S;
   static constexpr int numbers = T::Arithmetic::numbers;
-  struct Loaded {
-    S x[4 * numbers];
-  };
   __device__ static int line(int q) {
     const int thread = static_cast<int>(threadIdx.x);
     return thread / warp_threads * 8 + thread % 8 + q * (threads / 4);
@@ -49,15 +64,12 @@ struct AlongSum {
     return memory + line(q) * T::line + first() / numbers;
   }
 
-  __device__ static void put(const Loaded& loaded, int q, Word* to) {
+  template <class X, int width>
+  __device__ static void put(const Numbers<X, 4 * numbers, width>& loaded, int q, Word* to) {
     Quad<Word> quad;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      S x[numbers];
-#pragma unroll
-      for (int d = 0; d < numbers; ++d) x[d] = loaded.x[i * numbers + d];
-      quad.word[i] = T::Arithmetic::word(x);
-    }
+    for (int i = 0; i < 4; ++i)
+      quad.word[i] = loaded.template word<typename T::Arithmetic>(i);
     if (present(q)) *reinterpret_cast<Quad<Word>*>(place(q, to)) = quad;
   }
 };
@@ -69,8 +81,10 @@ struct AcrossSum {
   using Word = typename T::Word;
   using S = typename T::S;
   static constexpr int numbers = T::Arithmetic::numbers;
+  /// Of every line, the numbers of a word.
+  template <class X, int width>
   struct Loaded {
-    S x[numbers][4];
+    Pack<X, width> pack[numbers][4 / width];
   };
   __device__ static int word() { return static_cast<int>(threadIdx.x) % stage_words; }
   /// The first of the four lines.
@@ -81,15 +95,21 @@ struct AcrossSum {
     return lines * stage_words / 4 % threads == 0 || first(q) < lines;
   }
 
-  __device__ static void put(const Loaded& loaded, int q, Word* to) {
+  template <class X, int width>
+  __device__ static void put(const Loaded<X, width>& loaded, int q, Word* to) {
     if (!present(q)) return;
+    S x[4][numbers];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      S x[numbers];
+    for (int d = 0; d < numbers; ++d)
 #pragma unroll
-      for (int d = 0; d < numbers; ++d) x[d] = loaded.x[d][i];
-      to[(first(q) + i) * T::line + word()] = T::Arithmetic::word(x);
-    }
+      for (int i = 0; i < 4; i += width) {
+        const Pack<S, width> some = as<S>(loaded.pack[d][i / width]);
+#pragma unroll
+        for (int k = 0; k < width; ++k) x[i + k][d] = some.word[k];
+      }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      to[(first(q) + i) * T::line + word()] = T::Arithmetic::word(x[i]);
   }
 };
 
@@ -117,8 +137,8 @@ class Tap {
     }
   }
   /// The numbers under the tap in a patch that begins at (line, column); null if there are none.
-  template <class S>
-  __device__ const S* in(const ImageMap& map, const S* image, int line, int column) const {
+  template <class X>
+  __device__ const X* in(const ImageMap& map, const X* image, int line, int column) const {
     line += line_;
     column += column_;
     const bool there = line_ < map.y.taps && map.y.inside(line) && map.x.inside(column);
@@ -129,15 +149,13 @@ class Tap {
   int line_ = 0, column_ = 0, channel_ = 0;
 };
 
-/// A: the patches of the pixels of a tile. `width` is 4 if the channels come in fours.
-template <class T, int width>
+/// A: the patches of the pixels of a tile. The channels come in packs of `width`.
+template <class T, class X, int width>
 class Patches : public AlongSum<T, T::rows> {
-  using S = typename T::S;
-
  public:
-  using typename AlongSum<T, T::rows>::Loaded;
+  using Loaded = Numbers<X, 4 * T::Arithmetic::numbers, width>;
 
-  __device__ Patches(const ImageMap& map, const Segments& segments, RowSet samples, const S* x,
+  __device__ Patches(const ImageMap& map, const Segments& segments, RowSet samples, const X* x,
                      Index first_row)
       : map_(map) {
 #pragma unroll
@@ -161,8 +179,8 @@ class Patches : public AlongSum<T, T::rows> {
     Loaded loaded;
 #pragma unroll
     for (int i = 0; i < taps; ++i) {
-      const S* from = image_[q] ? tap_[i].in(map_, image_[q], line_[q], column_[q]) : nullptr;
-      cuda::load<width>(from, loaded.x + width * i);
+      const X* from = image_[q] ? tap_[i].in(map_, image_[q], line_[q], column_[q]) : nullptr;
+      loaded.pack[i] = load_if<width>(from);
     }
     return loaded;
   }
@@ -170,7 +188,7 @@ class Patches : public AlongSum<T, T::rows> {
  private:
   static constexpr int taps = 4 * T::Arithmetic::numbers / width;
   const ImageMap& map_;
-  const S* image_[T::a_quads];
+  const X* image_[T::a_quads];
   int line_[T::a_quads], column_[T::a_quads];
   Tap tap_[taps];
 };
@@ -194,8 +212,8 @@ class PixelCounter {
     }
   }
   /// What the tap reads for this output pixel; null if there is nothing.
-  template <class S>
-  __device__ const S* under(const Tap& tap, const ImageMap& map, const S* x) const {
+  template <class X>
+  __device__ const X* under(const Tap& tap, const ImageMap& map, const X* x) const {
     return tap.in(map, x + sample_ * map.in_pixels() * map.channels, map.y.origin(line_),
                   map.x.origin(column_));
   }
@@ -207,15 +225,14 @@ class PixelCounter {
 
 /// A of the weight gradient: its rows are the taps, its sum runs over the pixels [first, last) of
 /// all samples.
-template <class T, int width>
+template <class T, class X, int width>
 class PatchesTransposed : public AcrossSum<T, T::rows> {
-  using S = typename T::S;
   static constexpr int numbers = T::Arithmetic::numbers;
 
  public:
-  using typename AcrossSum<T, T::rows>::Loaded;
+  using Loaded = typename AcrossSum<T, T::rows>::template Loaded<X, width>;
 
-  __device__ PatchesTransposed(const ImageMap& map, const S* x, Index first_row, Index first,
+  __device__ PatchesTransposed(const ImageMap& map, const X* x, Index first_row, Index first,
                                Index last)
       : map_(map), x_(x), at_(first + this->word() * numbers), last_(last), pixel_(map, at_) {
 #pragma unroll
@@ -235,8 +252,8 @@ class PatchesTransposed : public AcrossSum<T, T::rows> {
     for (int d = 0; d < numbers; ++d) {
 #pragma unroll
       for (int i = 0; i < taps; ++i) {
-        const S* from = at_ + d < last_ ? pixel.under(tap_[q][i], map_, x_) : nullptr;
-        cuda::load<width>(from, loaded.x[d] + width * i);
+        const X* from = at_ + d < last_ ? pixel.under(tap_[q][i], map_, x_) : nullptr;
+        loaded.pack[d][i] = load_if<width>(from);
       }
       pixel.advance(map_, 1);
     }
@@ -246,14 +263,13 @@ class PatchesTransposed : public AcrossSum<T, T::rows> {
  private:
   static constexpr int taps = 4 / width;
   const ImageMap& map_;
-  const S* x_;
+  const X* x_;
   Index at_, last_;
   PixelCounter pixel_;  ///< number at_
   Tap tap_[T::a_quads][taps];
 };
 
-// --- Weights and matrices
-// -------------------------------------------------------------------------
+// --- Weights and matrices ----------------------------------------------------------------------
 
 /// B: a weight that has been packed, whose columns are `line` words long.
 template <class T>
@@ -280,9 +296,9 @@ class Weights : public AlongSum<T, T::columns> {
 };
 
 /// An operand in memory; number i of term k of the sum is at data + i * step + k * sum_step.
-template <class S>
+template <class X>
 struct MatrixView {
-  const S* data;
+  const X* data;
   Index extent, step, sum_step;
 };
 
@@ -292,7 +308,7 @@ class MatrixRows : public AlongSum<T, T::rows> {
   using S = typename T::S;
 
  public:
-  using typename AlongSum<T, T::rows>::Loaded;
+  using Loaded = Numbers<S, 4 * T::Arithmetic::numbers, 1>;
 
   __device__ MatrixRows(const MatrixView<S>& a, Index first_row, Index last)
       : a_(a), first_row_(first_row), begin_(this->first()), last_(last) {}
@@ -304,7 +320,7 @@ class MatrixRows : public AlongSum<T, T::rows> {
     for (int d = 0; d < 4 * T::Arithmetic::numbers; ++d) {
       const Index k = begin_ + d;
       const bool there = i < a_.extent && k < last_;
-      loaded.x[d] = there ? a_.data[i * a_.step + k * a_.sum_step] : S(0);
+      loaded.pack[d] = load_if<1>(there, a_.data + i * a_.step + k * a_.sum_step);
     }
     return loaded;
   }
@@ -315,15 +331,14 @@ class MatrixRows : public AlongSum<T, T::rows> {
 };
 
 /// B: columns of a matrix, the terms [first, last) of the sum. `width` is 4 if they come in fours.
-template <class T, int width>
+template <class T, class X, int width>
 class MatrixColumns : public AcrossSum<T, T::columns> {
-  using S = typename T::S;
   static constexpr int numbers = T::Arithmetic::numbers;
 
  public:
-  using typename AcrossSum<T, T::columns>::Loaded;
+  using Loaded = typename AcrossSum<T, T::columns>::template Loaded<X, width>;
 
-  __device__ MatrixColumns(const MatrixView<S>& b, Index first_column, Index first, Index last)
+  __device__ MatrixColumns(const MatrixView<X>& b, Index first_column, Index first, Index last)
       : b_(b), first_column_(first_column), at_(first + this->word() * numbers), last_(last) {}
   __device__ void next_stage() { at_ += T::stage; }
   __device__ Loaded load(int q) const {
@@ -334,16 +349,16 @@ class MatrixColumns : public AcrossSum<T, T::columns> {
 #pragma unroll
       for (int i = 0; i < 4; i += width) {
         const Index j = first_column_ + this->first(q) + i;
-        const S* from =
+        const X* from =
             there && j < b_.extent ? b_.data + j * b_.step + (at_ + d) * b_.sum_step : nullptr;
-        cuda::load<width>(from, loaded.x[d] + i);
+        loaded.pack[d][i / width] = load_if<width>(from);
       }
     }
     return loaded;
   }
 
  private:
-  const MatrixView<S>& b_;
+  const MatrixView<X>& b_;
   Index first_column_, at_, last_;
 };
 

@@ -21,17 +21,17 @@ __device__ void write_product(Index rows, Index columns, Index first_row, Index 
   }
 }
 
-template <class T, int width, int width_of_dy>
+template <class T, int width, int width_of_dy, class X>
 __global__ void __launch_bounds__(threads)
-    weight_gradient_kernel(ImageMap map, const typename T::S* x, MatrixView<typename T::S> dy,
+    weight_gradient_kernel(ImageMap map, const X* x, MatrixView<X> dy,
                            Index terms, Index terms_a_part, typename T::S* parts) {
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows,
               first_column = static_cast<Index>(blockIdx.y) * T::columns;
   const Index first = blockIdx.z * terms_a_part,
               last = first + terms_a_part < terms ? first + terms_a_part : terms;
   typename T::Word* const shared = dynamic_shared<typename T::Word>();
-  PatchesTransposed<T, width> a(map, x, first_row, first, last);
-  MatrixColumns<T, width_of_dy> b(dy, first_column, first, last);
+  PatchesTransposed<T, X, width> a(map, x, first_row, first, last);
+  MatrixColumns<T, X, width_of_dy> b(dy, first_column, first, last);
   T product;
   product.multiply(a, b, static_cast<int>((last - first + T::stage - 1) / T::stage), shared);
   auto* const sums = reinterpret_cast<typename T::S*>(shared);
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(threads)
 }
 
 /// The sums of the parts of the gradient, depth x out_channels each, as many as there are.
-template <class A, class S>
-Index gather_gradient(const ImageMap& map, const S* x, const S* dy, Scratch<S>& parts) {
+template <class A, class S, class X>
+Index gather_gradient(const ImageMap& map, const X* x, const X* dy, Scratch<S>& parts) {
   const Index depth = map.depth(), columns = map.out_channels,
               terms = static_cast<Index>(map.samples) * map.pixels();
   const TilePlan plan(depth, columns, 0);
@@ -57,20 +57,20 @@ Index gather_gradient(const ImageMap& map, const S* x, const S* dy, Scratch<S>& 
               .y = plan.column_tiles,
               .z = sum.parts,
               .shared_bytes = T::shared_bytes},
-             weight_gradient_kernel<T, width, width_of_dy>, map, x,
-             MatrixView<S>{dy, columns, 1, columns}, terms, sum.terms_a_part, parts.data());
+             weight_gradient_kernel<T, width, width_of_dy, X>, map, x,
+             MatrixView<X>{dy, columns, 1, columns}, terms, sum.terms_a_part, parts.data());
     };
     const auto by_width = [&](auto width) {
-      with_packs(
+      with_packs_of<4>(
           columns, [&](auto of_dy) { start(width, of_dy); }, dy);
     };
-    with_packs(map.channels, by_width, x);
+    with_packs_of<4>(map.channels, by_width, x);
   });
   return sum.parts;
 }
 /// The same from halos of tiles of so many rows.
-template <class A, int rows, int side, class S>
-Index halo_gradient(const ImageMap& map, const S* x, const S* dy, Scratch<S>& parts) {
+template <class A, int rows, int side, class S, class X>
+Index halo_gradient(const ImageMap& map, const X* x, const X* dy, Scratch<S>& parts) {
   using T = Tile<A, rows, 64>;
   const Segments segments(map.pixels());
   const Halo halo(map, rows);
@@ -83,21 +83,22 @@ Index halo_gradient(const ImageMap& map, const S* x, const S* dy, Scratch<S>& pa
           .y = column_tiles,
           .z = sum.parts,
           .shared_bytes =
-              2 * sizeof(typename T::Word) * static_cast<std::size_t>(gradient_words<T>(halo))},
-         halo_gradient_kernel<T, side>, map, segments, halo, x, dy, static_cast<int>(row_tiles),
+              2 * sizeof(typename T::Word) * static_cast<std::size_t>(gradient_words<T, X>(halo))},
+         halo_gradient_kernel<T, side, X>, map, segments, halo, x, dy, static_cast<int>(row_tiles),
          static_cast<int>(sum.terms_a_part), parts.data());
   return sum.parts;
 }
 
 /// dw (O, C, kh, kw) (+)= the sum over all samples.
-template <class A, class S>
-void weight_gradient(const Conv2dGeometry& g, const S* x, const S* dy, S* dw, bool accumulate) {
+template <class A, class S, class X>
+void weight_gradient(const Conv2dGeometry& g, const X* x, const X* dy, S* dw, bool accumulate) {
   const ImageMap map(g, false);
   Scratch<S> parts;
   const Index count = [&] {
     if constexpr (A::numbers == 2)
       if (map.y.taps == map.x.taps && (map.x.taps == 1 || map.x.taps == 3) &&
-          in_quads(map.channels, x) && in_quads(map.out_channels, dy)) {
+          in_packs<best_pack<X>>(map.channels, x) &&
+          in_packs<best_pack<X>>(map.out_channels, dy)) {
         const bool dot = map.x.taps == 1;
         switch (Halo::rows(map)) {
           case 128:

@@ -207,3 +207,45 @@ TEST_CASE("What cannot be recorded says so, and leaves the stream as it was") {
   CHECK_THROWS_AS(cuda::Graph([&] { x + Tensor<B>({3}, 1.f); }), ShapeError);
   CHECK(host(square(x)) == std::vector<double>(4, 1));
 }
+
+TEST_CASE("Works side by side do not disturb each other, in whatever order they run") {
+  constexpr Index n = 700, lanes = 4;
+  const Tensor<B> x = random({n}, 1, 1), sum({n});
+  const auto work = [&] {
+    Tensor<B> before = x * 2.f;  // read in every lane, and given back in one
+    std::vector<Tensor<B>> results;
+    B::side_by_side(lanes, [&](Index i) {
+      Tensor<B> y = tanh(before + x * static_cast<float>(i));
+      for (int k = 0; k < 3; ++k) y = tanh(y * 1.5f + x);  // gives back what it had
+      results.push_back(x * y);
+      results.push_back(before * y);
+      if (i == 2) before = x;
+      y = exp(x) * 0.5f;
+      B::side_by_side(2, [&](Index j) { results.push_back(y * static_cast<float>(i + j)); });
+    });
+    Tensor<B> total = before;
+    for (std::size_t i = 0; i < results.size(); ++i)
+      total = total * 0.5f + results[i] * static_cast<float>(i + 1);
+    assign(sum, total);
+  };
+  work();
+  const std::vector<double> expected = host(sum);
+  cuda::Graph graph(work);
+  const auto check = [&] {
+    assign(sum, x);
+    graph.launch();
+    graph.finish();
+    CHECK(host(sum) == expected);
+  };
+  check();
+#ifdef DEQ_CUDA_EMULATION
+  using deq_emulation::Order;
+  deq_emulation::set_order(Order::backward);
+  check();
+  for (std::uint32_t seed = 1; seed < 6; ++seed) {
+    deq_emulation::set_order(Order::shuffled, seed);
+    check();
+  }
+  deq_emulation::set_order(Order::forward);
+#endif
+}

@@ -116,6 +116,16 @@ TEST_CASE("A training with images stored as bfloat16 stays near, recorded or not
   CHECK(relative_error(direct.losses, exact.losses) < 0x1p-3);
   CHECK(recorded.losses == direct.losses);
   CHECK(recorded.weights == direct.weights);
+#ifdef DEQ_CUDA_EMULATION
+  // Branches that run side by side, in another order.
+  for (const auto order : {deq_emulation::Order::backward, deq_emulation::Order::shuffled}) {
+    deq_emulation::set_order(order);
+    const Trained again = train<B, cuda::Replay>(Gdeq{});
+    deq_emulation::set_order(deq_emulation::Order::forward);
+    CHECK(again.losses == direct.losses);
+    CHECK(again.weights == direct.weights);
+  }
+#endif
 }
 
 TEST_CASE("Images are cut on the GPU as on the CPU") {

@@ -27,6 +27,9 @@ struct AnyReader {
 struct AnyWork {
   void operator()() const {}
 };
+struct AnyLane {
+  void operator()(Index) const {}
+};
 struct AnySamplePredicate {
   DEQ_HOST_DEVICE bool operator()(Index) const { return true; }
 };
@@ -89,13 +92,15 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
 /// device may not be known to be, and work may be recorded for later (backend/cuda/graph.cuh). So
 /// loops are repeat(), or have a bound beside empty(); the work of one repetition does not depend
 /// on which one it is, `a` changes by being filtered in place; and what the host is told it reads
-/// in when_downloaded(). `whole_batches` says that kernels want all samples at once, no blocks of
+/// in when_downloaded(). Works that do not wait for each other are given side_by_side(), each a lane
+/// of its own; they share no tensor that one of them writes. `whole_batches` says that kernels want all samples at once, no blocks of
 /// them; while a Rows of a set lives, operations may leave out the rows of a batch that are holes
 /// in the set.
 template <class B>
 concept BackendWork = requires(Samples a, const Index* ids, Index i) {
   { B::empty(a) } -> std::same_as<bool>;            // nobody is in the set; may wait for a device
   B::repeat(a, detail::AnyWork{});                  // fn() until nobody is in `a`
+  B::side_by_side(i, detail::AnyLane{});            // fn(k), k < i, perhaps at the same time
   B::when_done(detail::AnyWork{});                  // fn(), once the work so far is done
   B::when_downloaded(ids, i, detail::AnyReader{});  // fn(numbers on the host), likewise
   { B::recording() } -> std::same_as<bool>;         // work is recorded now, not done

@@ -32,6 +32,10 @@ struct HostWork {
     while (!a.empty()) work();
   }
   template <class Work>
+  static void side_by_side(Index n, Work&& work) {
+    for (Index i = 0; i < n; ++i) work(i);
+  }
+  template <class Work>
   static void when_done(Work&& work) {
     work();
   }

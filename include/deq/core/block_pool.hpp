@@ -30,15 +30,20 @@ class BlockPool {
   }
 
   void* acquire(std::size_t bytes) {
-    const std::size_t c = size_class(bytes), own = own_shelf();
-    for (std::size_t i = 0; i < shelves_.size(); ++i)
-      if (void* block = shelves_[(own + i) % shelves_.size()].take(c)) return block;
-    if (bytes >= large)
-      if (void* block = take_wider(c, own)) return block;
+    if (void* block = acquire_unused(bytes)) return block;
+    const std::size_t c = size_class(bytes);
     void* const block = System::allocate(class_bytes(c));
     system_requests_.fetch_add(1, std::memory_order_relaxed);
     bytes_.fetch_add(class_bytes(c), std::memory_order_relaxed);
     return block;
+  }
+
+  /// Null where the system would have to be asked.
+  void* acquire_unused(std::size_t bytes) {
+    const std::size_t c = size_class(bytes), own = own_shelf();
+    for (std::size_t i = 0; i < shelves_.size(); ++i)
+      if (void* block = shelves_[(own + i) % shelves_.size()].take(c)) return block;
+    return bytes >= large ? take_wider(c, own) : nullptr;
   }
 
   void release(void* block, std::size_t bytes) noexcept {

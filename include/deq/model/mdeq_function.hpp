@@ -40,7 +40,8 @@ class Cursor {
 /// branches (any number of them, zero for the others), then, in training with dropout, one mask (N,
 /// C_i, 1, 1) for every branch. Each line above is one operation on channels-last images. The
 /// parameters are the effective ones, weight norm applied, in the order of MdeqLayout. No
-/// BatchNorm: samples do not influence each other, bit for bit.
+/// BatchNorm: samples do not influence each other, bit for bit. Branches wait for each other between
+/// the two steps only.
 struct MdeqFunction {
   MdeqConfig config;
   bool dropout = false;  ///< masks follow the injections
@@ -50,16 +51,22 @@ struct MdeqFunction {
     const auto masks = dropout ? static_cast<std::size_t>(config.branches()) : 0;
     require(x.size() >= masks, "MdeqFunction: needs ", masks, " dropout masks");
     const std::span<const V> injections = x.first(x.size() - masks), drops = x.last(masks);
-    detail::Cursor<V> p(theta);
+    const auto branches = static_cast<std::size_t>(config.branches());
+    require(theta.size() >= branches, "MdeqFunction: the list of parameters is too short");
+    detail::Cursor<V> p(theta.first(theta.size() - branches)), post(theta.last(branches));
 
+    using B = typename V::Backend;
     const PoolVector<V> images = mdeq_branches(config, z);
-    PoolVector<V> b, s, out;
-    for (std::size_t i = 0; i < images.size(); ++i)
+    PoolVector<V> b, out;
+    B::side_by_side(config.branches(), [&](Index branch) {
+      const auto i = static_cast<std::size_t>(branch);
       b.push_back(block(images[i], i < injections.size() ? &injections[i] : nullptr,
                         dropout ? &drops[i] : nullptr, p));
-    for (Index i = 0; i < config.branches(); ++i) s.push_back(fuse(i, b, p));
-    for (const V& si : s)
-      out.push_back(nhwc::conv_norm(si, p.next(), {.groups = config.groups / 2}));
+    });
+    B::side_by_side(config.branches(), [&](Index i) {
+      const V s = fuse(i, b, p);
+      out.push_back(nhwc::conv_norm(s, post.next(), {.groups = config.groups / 2}));
+    });
     return mdeq_state(out);
   }
 

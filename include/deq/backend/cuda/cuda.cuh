@@ -247,6 +247,13 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
       while (!empty(a)) work();
   }
   template <class Work>
+  static void side_by_side(Index n, Work&& work) {
+    if (cuda::Graph* const graph = cuda::Graph::recording())
+      graph->side_by_side(n, work);
+    else
+      for (Index i = 0; i < n; ++i) work(i);
+  }
+  template <class Work>
   static void when_done(Work&& work) {
     if (cuda::Graph* const graph = cuda::Graph::recording())
       graph->when_done(std::forward<Work>(work));

@@ -94,16 +94,43 @@ class Graph {
   /// work() while there is anybody in `a`, which the work filters in place.
   template <class Work>
   void repeat(const Samples& a, Work&& work);
+  /// work(i), i < n, each after what is recorded so far, and none after another.
+  template <class Work>
+  void side_by_side(Index n, Work&& work);
 
  private:
+  /// Where the recording is: the graph, and what the next node comes after.
+  struct Position {
+    cudaGraph_t graph = nullptr;
+    std::vector<cudaGraphNode_t> after;
+
+    static Position now() {
+      cudaStreamCaptureStatus status{};
+      unsigned long long id = 0;
+      const cudaGraphNode_t* nodes = nullptr;
+      const cudaGraphEdgeData* edges = nullptr;
+      std::size_t count = 0;
+      Position here;
+      check(cudaStreamGetCaptureInfo(stream(), &status, &id, &here.graph, &nodes, &edges, &count),
+            "see what is recorded");
+      here.after.assign(nodes, nodes + count);
+      return here;
+    }
+    void go_on_from_here() {
+      check(cudaStreamUpdateCaptureDependencies(stream(), after.data(), nullptr, after.size(),
+                                                cudaStreamSetCaptureDependencies),
+            "go on elsewhere in a graph");
+    }
+  };
+
   struct Recording {
     explicit Recording(Graph& graph) {
       recording() = &graph;
-      detail::recorded_memory() = &graph.memory_;
+      GraphMemory::recorded() = &graph.memory_;
     }
     ~Recording() {
       recording() = nullptr;
-      detail::recorded_memory() = nullptr;
+      GraphMemory::recorded() = nullptr;
     }
   };
   struct Destroy {
@@ -157,32 +184,23 @@ __global__ void go_on_kernel(Samples a, cudaGraphConditionalHandle handle) {
 
 template <class Work>
 void Graph::repeat(const Samples& a, Work&& work) {
-  cudaStreamCaptureStatus status{};
-  unsigned long long id = 0;
-  cudaGraph_t graph = nullptr;
-  const auto capture_info = [&](const cudaGraphNode_t** after, std::size_t* count) {
-    const cudaGraphEdgeData* edges = nullptr;
-    check(cudaStreamGetCaptureInfo(stream(), &status, &id, &graph, after, &edges, count),
-          "see what is recorded");
-  };
-  const cudaGraphNode_t* after = nullptr;
-  std::size_t count = 0;
-  capture_info(&after, &count);
+  Position here = Position::now();
   cudaGraphConditionalHandle handle{};
-  check(cudaGraphConditionalHandleCreate(&handle, graph, 0, 0), "make a condition");
+  check(cudaGraphConditionalHandleCreate(&handle, here.graph, 0, 0), "make a condition");
   const auto go_on = [&] {
     cuda::launch({.block = warp_threads}, go_on_kernel<warp_threads>, a, handle);
   };
   go_on();
 
-  capture_info(&after, &count);
+  here = Position::now();
   cudaGraphNodeParams loop{};
   loop.type = cudaGraphNodeTypeConditional;
   loop.conditional.handle = handle;
   loop.conditional.type = cudaGraphCondTypeWhile;
   loop.conditional.size = 1;
   cudaGraphNode_t node = nullptr;
-  check(cudaGraphAddNode(&node, graph, after, nullptr, count, &loop), "add a loop");
+  check(cudaGraphAddNode(&node, here.graph, here.after.data(), nullptr, here.after.size(), &loop),
+        "add a loop");
 
   cudaStream_t inner = nullptr;
   check(cudaStreamCreateWithFlags(&inner, cudaStreamNonBlocking), "create a stream");
@@ -202,9 +220,27 @@ void Graph::repeat(const Samples& a, Work&& work) {
   }
   detail::current_stream() = outer;
   check(cudaStreamEndCapture(inner, &body), "record a loop");
-  check(cudaStreamUpdateCaptureDependencies(outer, &node, nullptr, 1,
-                                            cudaStreamSetCaptureDependencies),
-        "go on after a loop");
+  here.after = {node};
+  here.go_on_from_here();
+}
+
+template <class Work>
+void Graph::side_by_side(Index n, Work&& work) {
+  if (memory_.in_lane()) {  // lanes have no lanes
+    for (Index i = 0; i < n; ++i) work(i);
+    return;
+  }
+  Position before = Position::now(), after;
+  GraphMemory::SideBySide lanes(memory_);
+  for (Index i = 0; i < n; ++i) {
+    before.go_on_from_here();
+    lanes.begin_lane();
+    work(i);
+    for (const cudaGraphNode_t node : Position::now().after)
+      if (std::find(after.after.begin(), after.after.end(), node) == after.after.end())
+        after.after.push_back(node);
+  }
+  if (n > 0) after.go_on_from_here();
 }
 
 }  // namespace deq::cuda

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <list>
 #include <mutex>
 #include <unordered_map>
 #include <unordered_set>
@@ -27,6 +28,7 @@ struct DeviceBlocks {
   struct Block {
     std::size_t bytes;
     DevicePool* graph = nullptr;
+    std::size_t lane = 0;  ///< in which it was given out; 0: in none
   };
   std::mutex mutex;
   std::unordered_map<void*, Block> of;
@@ -66,6 +68,12 @@ inline void DeviceMemory::deallocate(void* block) noexcept {
 /// The blocks that a recorded graph may name: those it was given while it was recorded, and
 /// whatever was in use when that began. Whoever gives one back, it stays with the graph.
 class GraphMemory {
+  struct Lane {
+    explicit Lane(std::size_t number) : id(number) {}
+    std::size_t id;
+    DevicePool pool;  ///< given back in this lane, which had been given it
+  };
+
  public:
   /// Begins with what nobody else uses.
   GraphMemory() {
@@ -90,13 +98,38 @@ class GraphMemory {
   GraphMemory& operator=(const GraphMemory&) = delete;
 
   void* acquire(std::size_t bytes) {
-    void* const block = pool_.acquire(bytes);
+    void* block = lane_ ? lane_->pool.acquire_unused(bytes) : nullptr;
+    if (!block) block = pool_.acquire(bytes);
     detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
     const std::lock_guard lock(blocks.mutex);
     auto& entry = blocks.of.at(block);
     if (!std::exchange(entry.graph, &pool_)) bytes_ += entry.bytes;
+    entry.lane = lane_ ? lane_->id : 0;
     return block;
   }
+
+  /// Works that are recorded one after the other, but run at the same time. What one of them gives
+  /// back, it alone may have again before all of them are done, and only what no other can know.
+  class SideBySide {
+   public:
+    explicit SideBySide(GraphMemory& memory) : memory_(memory) {}
+    ~SideBySide() {
+      memory_.lane_ = nullptr;
+      for (Lane& lane : lanes_) memory_.pool_.take_unused(lane.pool, [](void*) { return true; });
+      memory_.pool_.take_unused(memory_.later_, [](void*) { return true; });
+    }
+    SideBySide(const SideBySide&) = delete;
+    SideBySide& operator=(const SideBySide&) = delete;
+
+    void begin_lane() { memory_.lane_ = &lanes_.emplace_back(++memory_.lanes_); }
+
+   private:
+    GraphMemory& memory_;
+    std::list<Lane> lanes_;
+  };
+  /// Whether a lane is being recorded.
+  bool in_lane() const { return lane_ != nullptr; }
+
   /// Nothing more is recorded: what was not needed is everybody's again.
   void settle() {
     detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
@@ -109,29 +142,35 @@ class GraphMemory {
     detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
     if (blocks.graphs == 0) return DevicePool::instance().release(block, bytes);
     const std::lock_guard lock(blocks.mutex);
-    DevicePool* const graph = blocks.of.at(block).graph;
-    (graph ? *graph : DevicePool::instance()).release(block, bytes);
+    const detail::DeviceBlocks::Block& entry = blocks.of.at(block);
+    (entry.graph ? pool_for(entry) : DevicePool::instance()).release(block, bytes);
   }
   /// Of the blocks that were given out while recording.
   std::size_t bytes() const { return bytes_; }
 
- private:
-  DevicePool pool_;
-  std::size_t bytes_ = 0;
-};
+  /// Of the graph that this thread records; null if it records none.
+  static GraphMemory*& recorded() {
+    static thread_local GraphMemory* memory = nullptr;
+    return memory;
+  }
 
-namespace detail {
-/// Of the graph that this thread records; null if it records none.
-inline GraphMemory*& recorded_memory() {
-  static thread_local GraphMemory* memory = nullptr;
-  return memory;
-}
-}  // namespace detail
+ private:
+  /// Where a block of a graph is given back to.
+  static DevicePool& pool_for(const detail::DeviceBlocks::Block& entry) {
+    GraphMemory* const memory = recorded();
+    if (!memory || !memory->lane_ || entry.graph != &memory->pool_) return *entry.graph;
+    return entry.lane == memory->lane_->id ? memory->lane_->pool : memory->later_;
+  }
+
+  DevicePool pool_, later_;
+  std::size_t bytes_ = 0, lanes_ = 0;
+  Lane* lane_ = nullptr;
+};
 
 /// Where the backend's memory comes from.
 struct PooledMemory {
   static void* allocate(std::size_t bytes) {
-    if (GraphMemory* const memory = detail::recorded_memory()) return memory->acquire(bytes);
+    if (GraphMemory* const memory = GraphMemory::recorded()) return memory->acquire(bytes);
     return DevicePool::instance().acquire(bytes);
   }
   static void deallocate(void* p, std::size_t bytes) noexcept { GraphMemory::release(p, bytes); }

@@ -83,15 +83,23 @@ class PixelPiece {
   /// The sums of K times n numbers over all threads of a pack, in each of them.
   template <int K, class S>
   __device__ void add(Pack<S, n> (&v)[K]) const {
-    __shared__ Pack<S, n> of_thread[threads];
-    for (int k = 0; k < K; ++k) {
-      of_thread[threadIdx.x] = v[k];
+    __shared__ Pack<S, n> of_thread[K][threads];
+    for (int k = 0; k < K; ++k) of_thread[k][threadIdx.x] = v[k];
+    // The upper half of the lanes to the lower one, until one is left.
+    for (int left = pieces_.lanes; left > 1;) {
+      const int half = (left + 1) / 2;
       __syncthreads();
-      v[k] = {};
-      for (int t = column_; t < pieces_.lanes * pieces_.width; t += pieces_.width)
-        for (int i = 0; i < n; ++i) v[k].word[i] += of_thread[t].word[i];
-      __syncthreads();  // the next sum may begin
+      if (lane_ + half < left)
+        for (int k = 0; k < K; ++k) {
+          const Pack<S, n>& from = of_thread[k][threadIdx.x + half * pieces_.width];
+          Pack<S, n>& to = of_thread[k][threadIdx.x];
+          for (int i = 0; i < n; ++i) to.word[i] += from.word[i];
+        }
+      left = half;
     }
+    __syncthreads();
+    for (int k = 0; k < K; ++k) v[k] = of_thread[k][column_];
+    __syncthreads();  // the next sum may begin
   }
 
  private:

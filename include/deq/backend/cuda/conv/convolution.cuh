@@ -41,7 +41,7 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
                       weight.depth, epilogue);
       const Halo halo(map, rows);
       const auto with_taps = [&](auto taps) {
-        grid.shared_bytes = halo_bytes<T, taps>(halo);
+        grid.shared_bytes = halo_bytes<T, taps>(halo, divide_up(map.channels, T::stage));
         launch(grid, halo_kernel<T, width, taps, X>, map, segments, halo, samples, x, words,
                weight.words_of_tile(A::numbers), epilogue);
       };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // A convolution whose tiles keep the pixels that all their taps share: of a slice of channels they
-// are read and rounded once, and every tap multiplies the same lines of shared memory from another
+// are read, and rounded if they have to be, once, and every tap multiplies the same lines of shared memory from another
 // one on.
 #pragma once
 
@@ -53,17 +53,48 @@ class HaloPixels : public AlongSum<T, Halo::most> {
            T::line;
   }
 
-  // Most halos come at once. Of larger ones a slice comes in two parts, so that no more numbers are
-  // on their way in registers; where they are half as large, they find room.
+  // A slice on its way to shared memory while others are multiplied: begin, go_on and finish it.
+  // What is stored as it is multiplied is copied behind the threads' backs. Other numbers are
+  // rounded in registers; of large halos half of them are on their way at a time.
+  static constexpr bool behind = std::is_same_v<X, Bfloat16> && width == best_pack<Bfloat16>;
   static constexpr int all_quads = (Halo::most * 4 + threads - 1) / threads,
                        quads = sizeof(X) < sizeof(typename T::S) ? all_quads : 4;
   struct Part {
-    Numbers<X, numbers, width> quad[quads];
+    Numbers<X, numbers, width> quad[behind ? 1 : quads];
   };
+  __device__ void begin(int slice, Word* to, Part& loaded) const {
+    if constexpr (behind) {
+      const int first = slice * T::stage + this->first();
+#pragma unroll
+      for (int q = 0; q < all_quads; ++q) {
+        if (this->line(q) >= halo_.pixels()) continue;
+        const bool there = at_[q] >= 0 && first < map_.channels;
+        copy_behind_if(there, Quads::place(q, to), there ? x_ + (at_[q] + first) : x_);
+      }
+      close_copies();
+    } else {
+      load<0>(slice, loaded);
+    }
+  }
+  __device__ void go_on(int slice, Word* to, Part& loaded) const {
+    if constexpr (behind) return;
+    if (!in_parts()) return;
+    put<0>(loaded, to);
+    load<1>(slice, loaded);
+  }
+  __device__ void finish(Word* to, const Part& loaded) const {
+    if constexpr (behind)
+      wait_for_copies<0>();
+    else if (in_parts())
+      put<1>(loaded, to);
+    else
+      put<0>(loaded, to);
+  }
+
+ private:
   __device__ bool in_parts() const { return halo_.pixels() > quads * threads / 4; }
   template <int part>
-  __device__ Part load(int slice) const {
-    Part loaded;
+  __device__ void load(int slice, Part& loaded) const {
     const int first = slice * T::stage + this->first();
 #pragma unroll
     for (int q = part * quads; q < all_quads && q < (part + 1) * quads; ++q)
@@ -73,7 +104,6 @@ class HaloPixels : public AlongSum<T, Halo::most> {
         loaded.quad[q - part * quads].pack[i / width] =
             load_if<width>(there, x_ + (at_[q] + first + i));
       }
-    return loaded;
   }
   template <int part>
   __device__ void put(const Part& loaded, Word* to) const {
@@ -81,13 +111,7 @@ class HaloPixels : public AlongSum<T, Halo::most> {
     for (int q = part * quads; q < all_quads && q < (part + 1) * quads; ++q)
       if (this->line(q) < halo_.pixels()) Quads::put(loaded.quad[q - part * quads], q, to);
   }
-  /// Both parts, one after the other.
-  __device__ void fetch(int slice, Word* to) const {
-    put<0>(load<0>(slice), to);
-    if (in_parts()) put<1>(load<1>(slice), to);
-  }
 
- private:
   const ImageMap& map_;
   const Halo& halo_;
   const Segments& segments_;
@@ -97,44 +121,48 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   int at_[all_quads];
 };
 
-/// Shared memory: two slices of the halo, and the weights; then the sums.
+/// Shared memory: two slices of the halo, if there are two, and the weights; then the sums.
 template <class T, int taps>
-std::size_t halo_bytes(const Halo& halo) {
+std::size_t halo_bytes(const Halo& halo, int slices) {
   using Weights = CopiedWeights<T, taps>;
-  const auto words =
-      static_cast<std::size_t>(2 * halo.pixels() * T::line + Weights::count * Weights::size);
+  const auto words = static_cast<std::size_t>(std::min(slices, 2) * halo.pixels() * T::line +
+                                              Weights::count * Weights::size);
   return std::max(words * sizeof(typename T::Word), T::sum_bytes);
 }
 
+/// Blocks that a processor is to have room for: more where no numbers wait in registers.
+template <class Pixels>
+inline constexpr int halo_blocks = Pixels::behind ? 3 : 2;
+
 /// Multiplies `taps` taps of a line of the kernel between two barriers.
 template <class T, int width, int taps, class X>
-__global__ void __launch_bounds__(threads, 2)
+__global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>))
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const X* x,
                 const typename T::Word* packed, Index words_of_tile,
                 ConvEpilogue<typename T::S, X> epilogue) {
   using Word = typename T::Word;
   using Product = TileProduct<T>;
   using Weights = TileWeights<T, taps>;
+  using Pixels = HaloPixels<T, X, width>;
   static_assert(Weights::count <= CopiedWeights<T, taps>::count);
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
   const int first_column = static_cast<int>(blockIdx.y) * T::columns;
   if (nobody(map, segments, samples, first_row, T::rows)) return;
   Word* const halos = dynamic_shared<Word>();
-  const int slices = (map.channels + T::stage - 1) / T::stage,
+  const int slices = divide_up(map.channels, T::stage),
             steps = map.y.taps * map.x.taps / taps;  // of a slice
-  Weights weights(packed + blockIdx.y * words_of_tile, slices * steps,
-                  halos + 2 * halo.pixels() * T::line);
-
-  using Pixels = HaloPixels<T, X, width>;
   const Pixels a(map, halo, segments, samples, x, first_row);
+  Word *here = halos, *there = slices > 1 ? halos + a.size() : halos;
+  Weights weights(packed + blockIdx.y * words_of_tile, slices * steps, there + a.size());
+
+  typename Pixels::Part loaded;
+  a.begin(0, here, loaded);
   int row[Product::a_rows];
 #pragma unroll
   for (int i = 0; i < Product::a_rows; ++i) row[i] = a.place_of(Product::row_of(i));
-  a.fetch(0, halos);
+  a.go_on(0, here, loaded);
+  a.finish(here, loaded);
   Product product;
-  Word *here = halos, *there = halos + a.size();
-  typename Pixels::Part loaded;
-  const int first_put = a.in_parts() ? (steps - 1) / 2 : steps - 1;
   for (int slice = 0; slice < slices; ++slice) {
     const bool more = slice + 1 < slices;
     const Word* line = here;
@@ -143,18 +171,15 @@ __global__ void __launch_bounds__(threads, 2)
       const Word* const b = weights.wait();
       __syncthreads();
       weights.copy_next();
-      if (more && step == 0) loaded = a.template load<0>(slice + 1);
+      if (more && step == 0) a.begin(slice + 1, there, loaded);
       product.template add_packed<taps>(line + column * T::line, row, b);
       column += taps;
       if (column == map.x.taps) {
         column = 0;
         line += halo.width * T::line;
       }
-      if (more && step == first_put) {
-        a.template put<0>(loaded, there);
-        if (a.in_parts()) loaded = a.template load<1>(slice + 1);
-      }
-      if (more && step == steps - 1 && a.in_parts()) a.template put<1>(loaded, there);
+      if (more && step == (steps - 1) / 2) a.go_on(slice + 1, there, loaded);
+      if (more && step == steps - 1) a.finish(there, loaded);
     }
     Word* const before = here;
     here = there;

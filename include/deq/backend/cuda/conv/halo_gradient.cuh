@@ -2,7 +2,7 @@
 // The weight gradient in bfloat16 of a convolution whose tiles keep a halo: for every tap, the
 // product of the pixels under it, transposed, with the cotangents, a slice of channels by 64
 // outputs a block. A block has the sums of all taps in registers while tiles of pixels stream by,
-// so that a pixel is read and rounded once for all taps.
+// so that a pixel is read once for all taps. Images are stored as bfloat16.
 #pragma once
 
 #include <deq/backend/cuda/conv/halo.cuh>
@@ -10,82 +10,59 @@
 namespace deq::cuda {
 
 /// The cotangents of a tile of pixels, of 64 outputs, a line of shared memory a pixel.
-template <class T, class X>
+template <class T>
 class HaloCotangents {
   using Word = typename T::Word;
-  static constexpr int numbers = 8, packs = T::columns / numbers,  // of a thread, of a pixel
-      width = best_pack<X>;
+  static constexpr int numbers = best_pack<Bfloat16>, packs = T::columns / numbers;  // of a pixel
 
  public:
   static constexpr int line = T::columns / 2 + 4;  ///< words, in different banks
-  static constexpr int parts = 2, quads = T::rows * packs / threads / parts;
-  struct Part {
-    Numbers<X, numbers, width> quad[quads];
-  };
 
-  __device__ HaloCotangents(const ImageMap& map, const Segments& segments, const X* dy,
+  __device__ HaloCotangents(const ImageMap& map, const Segments& segments, const Bfloat16* dy,
                             int first_output)
       : map_(map), segments_(segments), dy_(dy), output_(first_output + pack() * numbers) {}
 
-  __device__ Part load(Index first_row, int part) const {
-    Part loaded;
+  /// Copies those of the tile that begins with this row.
+  __device__ void copy(Index first_row, Word* to) const {
 #pragma unroll
-    for (int q = 0; q < quads; ++q) {
-      const Segments::Row at = segments_.row(first_row + row(part, q));
-      const X* const from =
-          dy_ + (at.sample * map_.pixels() + at.pixel) * map_.out_channels + output_;
-      const bool there = at.sample < map_.samples && at.pixel < map_.pixels();
-#pragma unroll
-      for (int i = 0; i < numbers; i += width)
-        loaded.quad[q].pack[i / width] =
-            load_if<width>(there && output_ + i < map_.out_channels, from + i);
-    }
-    return loaded;
-  }
-  __device__ void put(const Part& loaded, int part, Word* to) const {
-#pragma unroll
-    for (int q = 0; q < quads; ++q) {
-      Quad<Word> words;
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        words.word[i] = loaded.quad[q].template word<typename T::Arithmetic>(i);
-      store_pack(to + row(part, q) * line + pack() * 4, words);
+    for (int row = static_cast<int>(threadIdx.x) / packs; row < T::rows; row += threads / packs) {
+      const Segments::Row at = segments_.row(first_row + row);
+      const bool there = at.sample < map_.samples && at.pixel < map_.pixels() &&
+                         output_ < map_.out_channels;
+      const Index place = (at.sample * map_.pixels() + at.pixel) * map_.out_channels + output_;
+      copy_behind_if(there, to + row * line + pack() * 4, there ? dy_ + place : dy_);
     }
   }
 
  private:
   __device__ static int pack() { return static_cast<int>(threadIdx.x) % packs; }
-  __device__ static int row(int part, int q) {
-    return static_cast<int>(threadIdx.x) / packs + (part * quads + q) * (threads / packs);
-  }
 
   const ImageMap& map_;
   const Segments& segments_;
-  const X* dy_;
+  const Bfloat16* dy_;
   int output_;  ///< the first of this thread
 };
 
 /// Words of shared memory for a tile of pixels: its halo, its cotangents, and where the pixels of
 /// its rows are in the halo.
-template <class T, class X>
+template <class T>
 DEQ_HOST_DEVICE int gradient_words(const Halo& halo) {
-  return halo.pixels() * T::line + T::rows * HaloCotangents<T, X>::line + T::rows;
+  return halo.pixels() * T::line + T::rows * HaloCotangents<T>::line + T::rows;
 }
 
 /// parts[blockIdx.z] = the sums over `tiles` tiles of pixels from blockIdx.z * tiles on, for a
 /// slice of the channels (blockIdx.x), 64 outputs (blockIdx.y) and the taps of a kernel of side x
 /// side.
-template <class T, int side, class X>
+template <class T, int side>
 __global__ void __launch_bounds__(threads, 2)
-    halo_gradient_kernel(ImageMap map, Segments segments, Halo halo, const X* x,
-                         const X* dy, int row_tiles, int tiles, typename T::S* parts) {
+    halo_gradient_kernel(ImageMap map, Segments segments, Halo halo, const Bfloat16* x,
+                         const Bfloat16* dy, int row_tiles, int tiles, typename T::S* parts) {
   using S = typename T::S;
   using Word = typename T::Word;
-  using Pixels = HaloPixels<T, X, best_pack<X>>;
-  using Cotangents = HaloCotangents<T, X>;
-  static_assert(T::Arithmetic::numbers == 2 && T::columns == 64);
-  constexpr int pixel_parts = 2, steps = T::rows / 16, pieces = pixel_parts + Cotangents::parts;
-  constexpr int span = steps / pieces;  // steps that the numbers of a piece are on their way
+  using Pixels = HaloPixels<T, Bfloat16, best_pack<Bfloat16>>;
+  using Cotangents = HaloCotangents<T>;
+  static_assert(T::Arithmetic::numbers == 2 && T::columns == 64 && Pixels::behind);
+  constexpr int steps = T::rows / 16;
   const int slice = static_cast<int>(blockIdx.x), first_output = static_cast<int>(blockIdx.y) * 64;
   const int first = static_cast<int>(blockIdx.z) * tiles,
             last = first + tiles < row_tiles ? first + tiles : row_tiles;
@@ -101,43 +78,29 @@ __global__ void __launch_bounds__(threads, 2)
   const int row_of_a = lane / 16 * 8 + lane % 8, word_of_a = channel / 2 + lane / 8 % 2 * 4;
   const int row_of_b = lane % 16, word_of_b = output / 2 + lane / 16 * 4;
 
-  const auto tile_at = [&](int tile) { return shared + tile % 2 * gradient_words<T, X>(halo); };
+  const auto tile_at = [&](int tile) { return shared + tile % 2 * gradient_words<T>(halo); };
   const auto cotangents_at = [&](int tile) { return tile_at(tile) + halo.pixels() * T::line; };
   const auto places_at = [&](int tile) {
     return reinterpret_cast<int*>(cotangents_at(tile) + T::rows * Cotangents::line);
   };
-  const auto put_places = [&](const Pixels& a, int tile) {
+  const auto copy_tile = [&](int tile) {
+    const Index first_row = static_cast<Index>(tile) * T::rows;
+    const Pixels a(map, halo, segments, all, x, first_row);
     const int row = static_cast<int>(threadIdx.x);
     if (row < T::rows) places_at(tile)[row] = a.place_of(row);
+    b.copy(first_row, cotangents_at(tile));
+    typename Pixels::Part none;
+    a.begin(slice, tile_at(tile), none);
   };
 
   S sum[side * side][2][4] = {};
-  if (first < last) {
-    const Pixels a(map, halo, segments, all, x, static_cast<Index>(first) * T::rows);
-    put_places(a, first);
-    a.fetch(slice, tile_at(first));
-    for (int part = 0; part < Cotangents::parts; ++part)
-      b.put(b.load(static_cast<Index>(first) * T::rows, part), part, cotangents_at(first));
-  }
+  if (first < last) copy_tile(first);
   for (int tile = first; tile < last; ++tile) {
+    wait_for_copies<0>();
     __syncthreads();
-    const bool more = tile + 1 < last;
-    const Index next_row = static_cast<Index>(tile + 1) * T::rows;
-    const Pixels a(map, halo, segments, all, x, next_row);
-    if (more) put_places(a, tile + 1);
-    typename Pixels::Part of_a;
-    typename Cotangents::Part of_b;
+    if (tile + 1 < last) copy_tile(tile + 1);
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      const int piece = step / span;
-      if (more && step % span == 0) {
-        if (piece == 0)
-          of_a = a.template load<0>(slice);
-        else if (piece == 1 && a.in_parts())
-          of_a = a.template load<1>(slice);
-        else if (piece >= pixel_parts)
-          of_b = b.load(next_row, piece - pixel_parts);
-      }
       const Word* const pixel = tile_at(tile) + places_at(tile)[16 * step + row_of_a] + word_of_a;
       Word right[4];
       load_squares_transposed(
@@ -149,14 +112,6 @@ __global__ void __launch_bounds__(threads, 2)
 #pragma unroll
         for (int j = 0; j < 2; ++j)
           T::Arithmetic::multiply(sum[tap][j], left, right[2 * j], right[2 * j + 1]);
-      }
-      if (more && step % span == span - 1) {
-        if (piece == 0)
-          a.template put<0>(of_a, tile_at(tile + 1));
-        else if (piece == 1 && a.in_parts())
-          a.template put<1>(of_a, tile_at(tile + 1));
-        else if (piece >= pixel_parts)
-          b.put(of_b, piece - pixel_parts, cotangents_at(tile + 1));
       }
     }
   }

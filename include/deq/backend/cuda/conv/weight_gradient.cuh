@@ -69,8 +69,8 @@ Index gather_gradient(const ImageMap& map, const X* x, const X* dy, Scratch<S>& 
   return sum.parts;
 }
 /// The same from halos of tiles of so many rows.
-template <class A, int rows, int side, class S, class X>
-Index halo_gradient(const ImageMap& map, const X* x, const X* dy, Scratch<S>& parts) {
+template <class A, int rows, int side, class S>
+Index halo_gradient(const ImageMap& map, const Bfloat16* x, const Bfloat16* dy, Scratch<S>& parts) {
   using T = Tile<A, rows, 64>;
   const Segments segments(map.pixels());
   const Halo halo(map, rows);
@@ -83,8 +83,8 @@ Index halo_gradient(const ImageMap& map, const X* x, const X* dy, Scratch<S>& pa
           .y = column_tiles,
           .z = sum.parts,
           .shared_bytes =
-              2 * sizeof(typename T::Word) * static_cast<std::size_t>(gradient_words<T, X>(halo))},
-         halo_gradient_kernel<T, side, X>, map, segments, halo, x, dy, static_cast<int>(row_tiles),
+              2 * sizeof(typename T::Word) * static_cast<std::size_t>(gradient_words<T>(halo))},
+         halo_gradient_kernel<T, side>, map, segments, halo, x, dy, static_cast<int>(row_tiles),
          static_cast<int>(sum.terms_a_part), parts.data());
   return sum.parts;
 }
@@ -95,7 +95,7 @@ void weight_gradient(const Conv2dGeometry& g, const X* x, const X* dy, S* dw, bo
   const ImageMap map(g, false);
   Scratch<S> parts;
   const Index count = [&] {
-    if constexpr (A::numbers == 2)
+    if constexpr (std::is_same_v<X, Bfloat16>)
       if (map.y.taps == map.x.taps && (map.x.taps == 1 || map.x.taps == 3) &&
           in_packs<best_pack<X>>(map.channels, x) &&
           in_packs<best_pack<X>>(map.out_channels, dy)) {

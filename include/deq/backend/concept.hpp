@@ -93,7 +93,8 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
 /// loops are repeat(), or have a bound beside empty(); the work of one repetition does not depend
 /// on which one it is, `a` changes by being filtered in place; and what the host is told it reads
 /// in when_downloaded(). Works that do not wait for each other are given side_by_side(), each a lane
-/// of its own; they share no tensor that one of them writes. `whole_batches` says that kernels want all samples at once, no blocks of
+/// of its own; what one of them writes, no other touches. `concurrent` says that they may really be
+/// done at the same time, so that keeping them apart is worth something. `whole_batches` says that kernels want all samples at once, no blocks of
 /// them; while a Rows of a set lives, operations may leave out the rows of a batch that are holes
 /// in the set.
 template <class B>
@@ -104,6 +105,7 @@ concept BackendWork = requires(Samples a, const Index* ids, Index i) {
   B::when_done(detail::AnyWork{});                  // fn(), once the work so far is done
   B::when_downloaded(ids, i, detail::AnyReader{});  // fn(numbers on the host), likewise
   { B::recording() } -> std::same_as<bool>;         // work is recorded now, not done
+  { B::concurrent } -> std::convertible_to<bool>;
   { B::whole_batches } -> std::convertible_to<bool>;
   typename B::Rows;
   typename B::Replay;  // a function object: does the same work again and again

@@ -10,7 +10,7 @@ namespace deq {
 /// How work is given (see BackendWork) to a backend that does it at once, in memory of the host:
 /// something to derive from.
 struct HostWork {
-  static constexpr bool whole_batches = false;
+  static constexpr bool whole_batches = false, concurrent = false;
 
   /// Its sets have no holes.
   struct Rows {

@@ -87,9 +87,11 @@ class Mdeq {
   V head(V z, std::span<const V> all, BatchNormMode mode) {
     detail::Cursor<V> p(all.subspan(layout_.layer_end));
     Norms norms{norms_.data() + (config_.has_stage0() ? 3 : 2), mode};
-    PoolVector<V> branches = mdeq_branches(config_, z), widened;
-    z = {};
-    for (V& y : branches) widened.push_back(bottleneck(std::exchange(y, {}), p, norms));
+    PoolVector<V> branches = mdeq_branches(config_, std::exchange(z, {})), widened;
+    side_by_side(branches[0], config_.branches(), [&](Index i) {
+      V& y = branches[static_cast<std::size_t>(i)];
+      widened.push_back(bottleneck(std::exchange(y, {}), p, norms));
+    });
     V t = widened[0];
     for (std::size_t i = 1; i < widened.size(); ++i) {
       const V &weight = p.next(), &bias = p.next();

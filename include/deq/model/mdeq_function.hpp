@@ -55,15 +55,14 @@ struct MdeqFunction {
     require(theta.size() >= branches, "MdeqFunction: the list of parameters is too short");
     detail::Cursor<V> p(theta.first(theta.size() - branches)), post(theta.last(branches));
 
-    using B = typename V::Backend;
     const PoolVector<V> images = mdeq_branches(config, z);
     PoolVector<V> b, out;
-    B::side_by_side(config.branches(), [&](Index branch) {
+    side_by_side(z, config.branches(), [&](Index branch) {
       const auto i = static_cast<std::size_t>(branch);
       b.push_back(block(images[i], i < injections.size() ? &injections[i] : nullptr,
                         dropout ? &drops[i] : nullptr, p));
     });
-    B::side_by_side(config.branches(), [&](Index i) {
+    side_by_side(z, config.branches(), [&](Index i) {
       const V s = fuse(i, b, p);
       out.push_back(nhwc::conv_norm(s, post.next(), {.groups = config.groups / 2}));
     });

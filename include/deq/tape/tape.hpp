@@ -260,7 +260,26 @@ class Tape {
   Index size() const { return static_cast<Index>(nodes_.size()); }
 
   /// Forgets everything recorded; the memory stays with the pools. Vars made before are void.
-  void clear() { nodes_.clear(); }
+  void clear() {
+    nodes_.clear();
+    sections_.clear();
+    in_section_ = false;  // also after an exception
+  }
+
+  /// Records work(i), i < n, of which none uses what another computes. Where the backend is
+  /// concurrent they are done, and later swept, side by side.
+  template <class Work>
+  void side_by_side(Index n, Work&& work) {
+    if (!B::concurrent || in_section_) return B::side_by_side(n, work);
+    Section section{nodes_.size(), {}};
+    in_section_ = true;
+    B::side_by_side(n, [&](Index i) {
+      work(i);
+      section.ends.push_back(nodes_.size());
+    });
+    in_section_ = false;
+    if (nodes_.size() > section.begin) sections_.push_back(std::move(section));
+  }
 
   /// gradients[i] (+)= (d output / d wrt[i])^T cotangent, for one output. Overwrites the gradients
   /// unless `accumulate`, for which every wrt[i] has to be a leaf. Work is pruned to what `wrt`
@@ -306,9 +325,15 @@ class Tape {
           if (input >= 0 && needed_[static_cast<std::size_t>(input)]) needed_[id] = 1;
       const auto last = static_cast<std::size_t>(output.id());
       if (needed_[last]) sink(output.id()).add(cotangent);
-      for (std::size_t id = n; id-- > 0;) {
-        if (id <= last && needed_[id] && slots_[id].written && nodes_[id].record) sweep(id, forget);
-        if (forget) nodes_[id].record = nullptr;
+      std::size_t sections = sections_.size();
+      for (std::size_t id = n; id > 0;) {
+        if (sections > 0 && id == sections_[sections - 1].ends.back()) {
+          const Section& section = sections_[--sections];
+          sweep_side_by_side(section, last, forget);
+          id = section.begin;
+        } else {
+          sweep(--id, last, forget);
+        }
       }
     }
     for (std::size_t i = 0; i < wrt.size(); ++i) {
@@ -402,13 +427,62 @@ class Tape {
     needed_[id] = 1;
   }
 
+  /// Nodes that were recorded in lanes: [begin, ends[0]), [ends[0], ends[1]) ...
+  struct Section {
+    std::size_t begin;
+    PoolVector<std::size_t> ends;
+  };
+
   Sink<B> sink(Index id) {
     const auto i = static_cast<std::size_t>(id);
-    return {&slots_[i], &nodes_[i].shape, nodes_[i].compact};
+    detail::Slot<B>* slot = &slots_[i];
+    if (slots_of_lane_ && i < reader_.size() && reader_[i] <= shared)
+      slot = slots_of_lane_ + (shared - reader_[i]);
+    return {slot, &nodes_[i].shape, nodes_[i].compact};
   }
 
-  /// Hands the cotangent of one node on to its inputs, and lets go of it.
-  void sweep(std::size_t id, bool for_the_last_time) {
+  /// Sweeps the lanes of a section. What several of them have read gets a cotangent from each, in a
+  /// slot of its own until all are done.
+  void sweep_side_by_side(const Section& section, std::size_t last, bool forget) {
+    reader_.assign(section.begin, nobody);
+    shared_.clear();
+    const std::size_t lanes = section.ends.size();
+    const auto begin_of = [&](std::size_t lane) {
+      return lane == 0 ? section.begin : section.ends[lane - 1];
+    };
+    for (std::size_t lane = 0; lane < lanes; ++lane)
+      for (std::size_t id = begin_of(lane); id < section.ends[lane]; ++id)
+        for (const Index input : inputs(id)) {
+          const auto i = static_cast<std::size_t>(input);
+          if (input < 0 || i >= section.begin || !needed_[id] || !needed_[i]) continue;
+          const auto own = static_cast<Index>(lane);
+          if (reader_[i] == nobody) {
+            reader_[i] = own;
+          } else if (reader_[i] >= 0 && reader_[i] != own) {
+            reader_[i] = shared - static_cast<Index>(shared_.size());
+            shared_.push_back(input);
+          }
+        }
+    std::vector<detail::Slot<B>> slots(lanes * shared_.size());
+    B::side_by_side(static_cast<Index>(lanes), [&](Index lane) {
+      const auto i = static_cast<std::size_t>(lane);
+      slots_of_lane_ = slots.data() + i * shared_.size();
+      for (std::size_t id = section.ends[i]; id > begin_of(i);) sweep(--id, last, forget);
+    });
+    slots_of_lane_ = nullptr;
+    for (std::size_t i = slots.size(); i-- > 0;) {  // the last lane first, as without lanes
+      if (slots[i].written) sink(shared_[i % shared_.size()]).add(slots[i].tensor);
+      slots[i] = {};
+    }
+  }
+
+  /// Hands the cotangent of one node on to its inputs, if it has one, and lets go of it.
+  void sweep(std::size_t id, std::size_t last, bool forget) {
+    if (id <= last && needed_[id] && slots_[id].written && nodes_[id].record)
+      hand_on(id, forget);
+    if (forget) nodes_[id].record = nullptr;
+  }
+  void hand_on(std::size_t id, bool for_the_last_time) {
     sinks_.clear();
     bool wanted = false;  // else the cotangent of the node itself is what was asked for
     for (const Index input : inputs(id)) {
@@ -424,9 +498,16 @@ class Tape {
   }
 
   std::vector<Node> nodes_;
+  std::vector<Section> sections_;
+  bool in_section_ = false;
   std::vector<detail::Slot<B>> slots_;  ///< scratch of vjp
   std::vector<char> needed_;            ///< scratch of vjp
   std::vector<Sink<B>> sinks_;          ///< scratch of vjp
+  /// Scratch of sweep_side_by_side: the lane that reads a node before the section, or `shared` less
+  /// its place among the shared ones.
+  static constexpr Index nobody = -1, shared = -2;
+  std::vector<Index> reader_, shared_;
+  detail::Slot<B>* slots_of_lane_ = nullptr;
 };
 
 namespace detail {
@@ -527,6 +608,15 @@ X record_list(Op op, std::span<const X> xs) {
   } else {
     return y;
   }
+}
+
+/// work(i), i < n, of which none uses what another computes: a device may do them at the same time.
+/// `x` is one of the tensors or variables that they work on.
+template <TensorLike X, class Work>
+void side_by_side(const X& x, Index n, Work&& work) {
+  if constexpr (is_var<X>)
+    if (x.tape()) return x.tape()->side_by_side(n, work);
+  X::Backend::side_by_side(n, work);
 }
 
 /// x stored as scalars: what leaves the operations on tensors.

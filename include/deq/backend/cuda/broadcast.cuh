@@ -3,6 +3,7 @@
 
 #include <deq/backend/cuda/cuda.cuh>
 #include <deq/backend/cuda/pointwise.cuh>
+#include <deq/backend/cuda/reduce.cuh>
 #include <deq/backend/geometry.hpp>
 
 namespace deq {
@@ -81,6 +82,17 @@ void broadcast_sum(Cuda<S>, const LoopNest<K>& nest, Function f, S* out, bool ac
   const Term term{f, {first, more...}};
   // A block of threads is worth its while for a long sum, or where outputs are few.
   constexpr Index long_sum = 1024, few = 4096;
+  // A sum over the rows of matrices.
+  if (kept.rank == 1 && reduced.rank == 1 && nest.stride[0][0] != 0 && reduced.count <= long_sum)
+    return cuda::add_rows<S>(
+        reduced.count, kept.count,
+        [=] __device__(Index r, Index i) {
+          Index offset[K];
+          for (std::size_t k = 0; k < K; ++k)
+            offset[k] = i * kept.stride[k][0] + r * reduced.stride[k][0];
+          return static_cast<S>(term(offset));
+        },
+        [=] __device__(Index i, S sum) { cuda::put(out[i], sum, accumulate); });
   if (reduced.count < (kept.count < few ? cuda::threads / 4 : long_sum))
     cuda::launch(cuda::grid_of(kept.count), cuda::broadcast_kernel<false, S, Term, K>, kept,
                  reduced, term, out, accumulate);

@@ -92,7 +92,7 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   using ConstBasis = BasisView<const S>;
   using Rows = cuda::Rows;
   using Replay = cuda::Replay;
-  static constexpr bool whole_batches = true;
+  static constexpr bool whole_batches = true, concurrent = true;
 
   static void copy_bytes(void* to, const void* from, std::size_t bytes) {
     transfer(to, from, bytes, cudaMemcpyDeviceToDevice, "copy on the device");

@@ -21,7 +21,7 @@ namespace cuda {
 template <int n>
 struct PixelPieces {
   /// Pixels that one thread works on.
-  static constexpr int pixels_a_thread = n == 1 ? 8 : 16 / n;
+  static constexpr int pixels_a_thread = n == 1 ? 8 : 4;
 
   Index samples, pixels, channels;
   int packs, width, lanes;
@@ -178,21 +178,33 @@ void sum_over_pixels(const NormGeometry& g, Add add, Write write) {
   });
 }
 
+/// body(i, statistic) for n channels of one sample, from `channel` on.
+template <int n, class Body>
+__device__ void for_each_channel(const NormGeometry& g, Index sample, int channel, Body body) {
+  const int a_statistic = static_cast<int>(g.channels_per_statistic), first = channel / a_statistic;
+  Index statistic = (g.shared ? 0 : sample * g.groups()) + first;
+  int next = (first + 1) * a_statistic - channel;  // the first channel of the next statistic
+  for (int i = 0; i < n; ++i) {
+    if (i == next) {
+      ++statistic;
+      next += a_statistic;
+    }
+    body(i, statistic);
+  }
+}
+
 /// What a normalisation does to n channels of one sample, up to the residual.
 template <class S, int n>
 struct NormOfChannels {
   S mean[n], factor[n], shift[n], inverse[n];
 
   __device__ NormOfChannels(const NhwcNorm<S>& norm, Index sample, int channel) {
-    const int a_statistic = static_cast<int>(norm.geometry.channels_per_statistic);
-    const Index first = norm.geometry.shared ? 0 : sample * norm.geometry.groups();
-    for (int i = 0; i < n; ++i) {
-      const Index s = first + (channel + i) / a_statistic;
+    for_each_channel<n>(norm.geometry, sample, channel, [&](int i, Index s) {
       mean[i] = norm.mean[s];
       inverse[i] = norm.inverse[s];
       factor[i] = norm.factor(s, channel + i);
       shift[i] = norm.shift(channel + i);
-    }
+    });
   }
   __device__ S operator()(S u, int i) const { return (u - mean[i]) * factor[i] + shift[i]; }
 };
@@ -280,33 +292,45 @@ void normalize_vjp_sums(const NhwcNorm<S>& norm, const X* u, const X* y, const X
       });
 }
 
+/// The means of e and e v over each group, one array after the other: weight times the sums of the
+/// channels, over their number.
+template <class S>
+void means_of_groups(const NhwcNorm<S>& norm, const S* sums_d, const S* sums_du, S* means) {
+  const NormGeometry& g = norm.geometry;
+  const Index groups = g.groups(), statistics = (g.shared ? 1 : g.samples) * groups;
+  for_each_index(statistics, [=] __device__(Index s) {
+    const Index width = norm.geometry.channels_per_statistic, first = s % groups * width,
+                sums = s / groups * norm.geometry.channels + first;
+    S mean_e = 0, mean_ev = 0;
+    for (Index i = 0; i < width; ++i) {
+      mean_e += norm.scale(first + i) * sums_d[sums + i];
+      mean_ev += norm.scale(first + i) * sums_du[sums + i];
+    }
+    const S count = static_cast<S>(norm.geometry.count());
+    means[s] = mean_e / count;
+    means[statistics + s] = mean_ev / count;
+  });
+}
+
 template <int n, class S, class X>
 void normalize_vjp(const NhwcNorm<S>& norm, const X* u, const X* y, const X* cotangent,
                    const S* sums_d, const S* sums_du, const S* mask, NhwcSink<X> of_residual,
                    NhwcSink<X> of_u, X* masked) {
+  const Index statistics =
+      (norm.geometry.shared ? 1 : norm.geometry.samples) * norm.geometry.groups();
+  const Scratch<S> scratch(sums_d ? 2 * statistics : 0);
+  const S* const means = sums_d ? scratch.data() : nullptr;
+  if (sums_d) means_of_groups(norm, sums_d, sums_du, scratch.data());
   for_each_piece(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
     if (!piece.has_channel()) return;
     const NormGeometry& g = norm.geometry;
     const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
     S mean_e[n] = {}, mean_ev[n] = {};
-    if (sums_d) {
-      const Index sums = g.shared ? 0 : piece.sample * g.channels;
-      const int a_statistic = static_cast<int>(g.channels_per_statistic);
-      for (int i = 0; i < n; ++i) {
-        const int c = piece.channel + i, first = c - c % a_statistic;
-        if (i > 0 && first != c) {  // the statistic of the channel before
-          mean_e[i] = mean_e[i - 1];
-          mean_ev[i] = mean_ev[i - 1];
-          continue;
-        }
-        for (int j = first; j < first + a_statistic; ++j) {
-          mean_e[i] += norm.scale(j) * sums_d[sums + j];
-          mean_ev[i] += norm.scale(j) * sums_du[sums + j];
-        }
-        mean_e[i] /= static_cast<S>(g.count());
-        mean_ev[i] /= static_cast<S>(g.count());
-      }
-    }
+    if (means)
+      for_each_channel<n>(g, piece.sample, piece.channel, [&](int i, Index s) {
+        mean_e[i] = means[s];
+        mean_ev[i] = means[statistics + s];
+      });
     const S share = norm.share_of_pixel();
     S scale[n], of_mask[n];
     for (int i = 0; i < n; ++i) {

@@ -41,6 +41,38 @@ __device__ void block_sum(S (&v)[K]) {
   __syncthreads();  // the next sum may begin
 }
 
+/// put(i, sum of term(r, i), r < rows) for i < columns. Neighbours of i are neighbours in memory, so
+/// a warp has 32 of them, and the warps of a block share the rows.
+template <class S, class Term, class Put>
+__global__ void __launch_bounds__(threads)
+    add_rows_kernel(Index rows, Index columns, Term term, Put put) {
+  constexpr int warps = threads / warp_threads;
+  __shared__ S of_warp[warps][warp_threads];
+  const int warp = static_cast<int>(threadIdx.x) / warp_threads,
+            lane = static_cast<int>(threadIdx.x) % warp_threads;
+  const Index i = static_cast<Index>(blockIdx.x) * warp_threads + lane;
+  S sum = 0;
+  if (i < columns)
+    for (Index r = warp; r < rows; r += warps) sum += term(r, i);
+  of_warp[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || i >= columns) return;
+  for (int w = 1; w < warps; ++w) sum += of_warp[w][lane];
+  put(i, sum);
+}
+template <class S, class Term, class Put>
+void add_rows(Index rows, Index columns, Term term, Put put) {
+  // Few rows are not worth sharing.
+  if (rows >= threads / warp_threads)
+    return launch({.x = divide_up<Index>(columns, warp_threads)}, add_rows_kernel<S, Term, Put>,
+                  rows, columns, term, put);
+  for_each_index(columns, [=] __device__(Index i) {
+    S sum = 0;
+    for (Index r = 0; r < rows; ++r) sum += term(r, i);
+    put(i, sum);
+  });
+}
+
 /// Memory for the length of a few launches: what comes after them in the stream may have it next.
 template <class T>
 using Scratch = Array<PooledMemory, T>;

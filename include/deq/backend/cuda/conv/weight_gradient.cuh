@@ -116,14 +116,14 @@ void weight_gradient(const Conv2dGeometry& g, const X* x, const X* dy, S* dw, bo
   const Index size = static_cast<Index>(map.depth()) * columns;
   const Divisor by_columns(columns), by_channels(channels);
   const S* part = parts.data();
-  for_each_index(size, [=] __device__(Index i) {
-    // Neighbouring threads read neighbouring numbers of the parts.
-    const int k = by_columns.quotient(static_cast<int>(i)), o = static_cast<int>(i) - k * columns,
-              tap = by_channels.quotient(k), c = k - tap * channels;
-    S total = 0;
-    for (Index p = 0; p < count; ++p) total += part[p * size + i];
-    put(dw[(static_cast<Index>(o) * channels + c) * taps + tap], total, accumulate);
-  });
+  add_rows<S>(
+      count, size, [=] __device__(Index p, Index i) { return part[p * size + i]; },
+      [=] __device__(Index i, S total) {
+        const int k = by_columns.quotient(static_cast<int>(i)),
+                  o = static_cast<int>(i) - k * columns, tap = by_channels.quotient(k),
+                  c = k - tap * channels;
+        put(dw[(static_cast<Index>(o) * channels + c) * taps + tap], total, accumulate);
+      });
 }
 
 }  // namespace deq::cuda

@@ -31,8 +31,9 @@ struct HostWork {
   static void repeat(const Samples& a, Work&& work) {
     while (!a.empty()) work();
   }
+  struct Lanes {};
   template <class Work>
-  static void side_by_side(Index n, Work&& work) {
+  static void side_by_side(Index n, Work&& work, const Lanes& = {}) {
     for (Index i = 0; i < n; ++i) work(i);
   }
   template <class Work>

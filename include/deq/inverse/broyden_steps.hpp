@@ -92,28 +92,26 @@ class BroydenSteps {
 
   /// The first step, z <- z + g.
   void begin(Samples a, BatchView<const S> g, BatchView<S>, BatchView<S> z, Workspace& ws) {
-    bool* nothing = nullptr;
-    step(a, WhenFull::restart, g, z, nothing, ws);
+    step(a, g, z, ws);
   }
   /// One Broyden update and the next step, see QuasiNewtonInverse. A vanishing denominator breaks
   /// the chain of steps: H returns to -I.
-  void advance(Samples a, WhenFull when_full, BatchView<const S> g, BatchView<S>, BatchView<S> z,
-               const S*, bool* skipped, Workspace& ws) {
-    step(a, when_full, g, z, skipped, ws);
+  void advance(Samples a, WhenFull, BatchView<const S> g, BatchView<S>, BatchView<S> z, const S*,
+               bool*, Workspace& ws) {
+    step(a, g, z, ws);
   }
 
  public:  // for nvcc, which accepts no device lambda in a private function
-  void step(Samples a, WhenFull when_full, BatchView<const S> g, BatchView<S> z, bool* skipped,
-            Workspace& ws) {
+  /// The coefficients c of the next step, and where it is kept.
+  void plan(Samples a, WhenFull when_full, bool* skipped, Workspace& ws) {
     const Index capacity = memory_ + 1;
     S* products = ws.products.data();
     S* coefficients = ws.coefficients.data();
     S* scale = ws.scale.data();
-    S* squared = ws.squared.data();
-    S* gram = gram_.data();
+    const S* gram = gram_.data();
     Index* used = ws.used.data();
     Index* slot = ws.slot.data();
-    Index* stored = stored_.data();
+    const Index* stored = stored_.data();
 
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
       const Index n = stored[s];
@@ -136,8 +134,20 @@ class BroydenSteps {
         scale[s] = 1;
       }
       for (Index i = 0; i < used[s]; ++i) c[i] *= -scale[s];
-      if (skipped) skipped[s] = !safe;
+      skipped[s] = !safe;
     });
+  }
+  /// The step that has been planned.
+  void step(Samples a, BatchView<const S> g, BatchView<S> z, Workspace& ws) {
+    const Index capacity = memory_ + 1;
+    const S* products = ws.products.data();
+    S* coefficients = ws.coefficients.data();
+    S* scale = ws.scale.data();
+    S* squared = ws.squared.data();
+    S* gram = gram_.data();
+    Index* used = ws.used.data();
+    Index* slot = ws.slot.data();
+    Index* stored = stored_.data();
     // s = scale (g - S c), z <- z + s
     B::extend(a, steps(), used, coefficients, scale, g, slot, z, squared);
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {

@@ -30,6 +30,7 @@ concept InverseJacobian = Backend<B> &&
 ///   residual(a, F, z, g, g2, f2, ws)      g = F - z (F compact), squared norms of g and F, and
 ///   what
 ///                                         `advance` can learn of g in the same pass
+///   plan(a, when_full, skipped, ws)       what of the two below needs neither g nor z
 ///   begin(a, g, d, z, ws)                 the first direction d = g
 ///   advance(a, when_full, g, d, z, length, skipped, ws)
 ///       after the step z += length_s d_s to a point with residual g: performs the rank-one update

@@ -92,6 +92,8 @@ class LowRankPairs {
                 S* f_squared, Workspace& ws) const {
     B::residual(a, f, z, g, g_squared, f_squared, v(), rank_.data(), ws.g_coefficients.data());
   }
+  /// Everything waits for `advance`.
+  void plan(Samples, WhenFull, bool*, Workspace&) {}
   /// The first direction d = g, and z <- z + d unless z is empty.
   void begin(Samples a, BatchView<const S> g, BatchView<S> d, BatchView<S> z, Workspace&) {
     B::copy(a, g, d);

@@ -16,11 +16,11 @@ template <TensorLike Z>
 PoolVector<Z> mdeq_branches(const MdeqConfig& config, const Z& z) {
   PoolVector<Z> images;
   Index first = 0;
-  for (Index i = 0; i < config.branches(); ++i) {
+  Z::Backend::side_by_side(config.branches(), [&](Index i) {
     const Index side = config.resolution(i);
     images.push_back(nhwc::cut(z, first, {side, side, config.channels_of(i)}));
     first += config.branch_size(i);
-  }
+  });
   return images;
 }
 

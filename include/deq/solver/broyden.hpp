@@ -81,9 +81,15 @@ struct Broyden {
       const Samples a{active.id + first, n};
       h.residual(a, fz.columns(first, n), z, g, ws.monitor.g_squared(), ws.monitor.f_squared(),
                  ws.update);
-      ws.monitor.verdict(a, first, 1, z, observer);
+      ws.monitor.verdict(a, 1, observer);
       const Samples learning =
           ws.monitor.learning(a, keep == KeepInverse::yes, ws.learning.data() + first);
+      B::side_by_side(2, [&](Index lane) {  // before z moves
+        if (lane == 0)
+          ws.monitor.put_best_aside(a, first, z);
+        else
+          h.plan(learning, when_full, ws.skipped.data(), ws.update);
+      });
       if (start) return h.begin(learning, g, d, moving, ws.update);
       h.advance(learning, when_full, g, d, moving, ws.length.data(), ws.skipped.data(), ws.update);
       ws.monitor.count_skipped(learning, ws.skipped.data());
@@ -108,6 +114,8 @@ struct Broyden {
                                            ws.evaluate, ws.line_search));
     });
     ws.monitor.finish(z, ws.report);
+    ws.g = {};  // others may have the memory
+    ws.d = {};
   }
 
   void validate() const {

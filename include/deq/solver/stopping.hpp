@@ -204,18 +204,17 @@ class Monitor {
   void judge(Samples a, int steps, BatchView<const S> f, BatchView<const S> z, BatchView<S> g,
              Observer&& observer) {
     B::residual(a, f, z, g, g_squared(), f_squared());
-    verdict(a, 0, steps, z, observer);
+    verdict(a, steps, observer);
+    put_best_aside(a, 0, z);
   }
 
   /// What the stopping rule makes of the norms g_squared() and f_squared(), so many steps after the
-  /// last verdict (the first is on the start): best iterates are put aside, the observer is asked,
-  /// whoever has finished gets his status. Of samples that are judged `each_alone`, a few at a time
-  /// may be, in any order: those from position `first` on.
+  /// last verdict (the first is on the start): the observer is asked, whoever has finished gets his
+  /// status. Of samples that are judged `each_alone`, a few at a time may be, in any order.
   template <class Observer>
-  void verdict(Samples a, Index first, int steps, BatchView<const S> z, Observer&& observer) {
+  void verdict(Samples a, int steps, Observer&& observer) {
     if (rule_.scope == Scope::batch) share_norms(a);
     apply_rule(a, steps);
-    put_best_aside(a, z, improved_.data() + first);
     if constexpr (!std::same_as<std::remove_cvref_t<Observer>, NoObserver> &&
                   SolveObserver<Observer>) {
       static_assert(!B::whole_batches,
@@ -262,6 +261,7 @@ class Monitor {
   /// Writes the best iterates to z, and the report.
   void finish(BatchView<S> z, SolveReport& report) {
     B::copy(everybody(), BatchView<const S>{best_.data(), z.dim, count_}, z);
+    best_ = {};  // others may have the memory
     const bool trace = rule_.trace;
     B::when_downloaded(progress_.data(), count_, [&report, trace](std::span<const Progress> now) {
       report.samples.resize(now.size());
@@ -295,10 +295,13 @@ class Monitor {
                     static_cast<double>(gg[s]), static_cast<double>(ff[s]));
     });
   }
-  void put_best_aside(Samples a, BatchView<const S> z, Index* ids) {
+  /// Keeps the iterates on which the last verdict was that they are the best so far; `a` are the
+  /// active samples from position `first` on.
+  void put_best_aside(Samples a, Index first, BatchView<const S> z) {
     const Progress* progress = progress_.data();
     const Samples improved = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; }, ids);
+        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; },
+        improved_.data() + first);
     B::copy(improved, z, {best_.data(), z.dim, count_});
   }
   void stop(Samples a) {

@@ -271,12 +271,13 @@ class Tape {
   template <class Work>
   void side_by_side(Index n, Work&& work) {
     if (!B::concurrent || in_section_) return B::side_by_side(n, work);
-    Section section{nodes_.size(), {}};
+    Section section{nodes_.size(), {}, {}};
     in_section_ = true;
-    B::side_by_side(n, [&](Index i) {
+    const auto lane = [&](Index i) {
       work(i);
       section.ends.push_back(nodes_.size());
-    });
+    };
+    B::side_by_side(n, lane, section.lanes);
     in_section_ = false;
     if (nodes_.size() > section.begin) sections_.push_back(std::move(section));
   }
@@ -328,7 +329,7 @@ class Tape {
       std::size_t sections = sections_.size();
       for (std::size_t id = n; id > 0;) {
         if (sections > 0 && id == sections_[sections - 1].ends.back()) {
-          const Section& section = sections_[--sections];
+          Section& section = sections_[--sections];
           sweep_side_by_side(section, last, forget);
           id = section.begin;
         } else {
@@ -431,6 +432,7 @@ class Tape {
   struct Section {
     std::size_t begin;
     PoolVector<std::size_t> ends;
+    typename B::Lanes lanes;
   };
 
   Sink<B> sink(Index id) {
@@ -443,7 +445,7 @@ class Tape {
 
   /// Sweeps the lanes of a section. What several of them have read gets a cotangent from each, in a
   /// slot of its own until all are done.
-  void sweep_side_by_side(const Section& section, std::size_t last, bool forget) {
+  void sweep_side_by_side(Section& section, std::size_t last, bool forget) {
     reader_.assign(section.begin, nobody);
     shared_.clear();
     const std::size_t lanes = section.ends.size();
@@ -464,11 +466,12 @@ class Tape {
           }
         }
     std::vector<detail::Slot<B>> slots(lanes * shared_.size());
-    B::side_by_side(static_cast<Index>(lanes), [&](Index lane) {
+    const auto sweep_lane = [&](Index lane) {
       const auto i = static_cast<std::size_t>(lane);
       slots_of_lane_ = slots.data() + i * shared_.size();
       for (std::size_t id = section.ends[i]; id > begin_of(i);) sweep(--id, last, forget);
-    });
+    };
+    B::side_by_side(static_cast<Index>(lanes), sweep_lane, section.lanes);
     slots_of_lane_ = nullptr;
     for (std::size_t i = slots.size(); i-- > 0;) {  // the last lane first, as without lanes
       if (slots[i].written) sink(shared_[i % shared_.size()]).add(slots[i].tensor);

@@ -229,7 +229,7 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   }
   template <class Function>
   static void for_each(Samples a, Function function) {
-    cuda::for_each_index(a.count, [=] __device__(Index j) {
+    cuda::for_each_sample(a.count, [=] __device__(Index j) {
       if (a[j] >= 0) function(a[j]);
     });
   }
@@ -246,12 +246,18 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
     else
       while (!empty(a)) work();
   }
+  using Lanes = cuda::Lanes;
   template <class Work>
-  static void side_by_side(Index n, Work&& work) {
+  static void side_by_side(Index n, Work&& work, Lanes& lanes) {
     if (cuda::Graph* const graph = cuda::Graph::recording())
-      graph->side_by_side(n, work);
+      graph->side_by_side(n, work, lanes);
     else
       for (Index i = 0; i < n; ++i) work(i);
+  }
+  template <class Work>
+  static void side_by_side(Index n, Work&& work) {
+    Lanes lanes;
+    side_by_side(n, work, lanes);
   }
   template <class Work>
   static void when_done(Work&& work) {

@@ -96,7 +96,7 @@ class Graph {
   void repeat(const Samples& a, Work&& work);
   /// work(i), i < n, each after what is recorded so far, and none after another.
   template <class Work>
-  void side_by_side(Index n, Work&& work);
+  void side_by_side(Index n, Work&& work, Lanes& lanes);
 
  private:
   /// Where the recording is: the graph, and what the next node comes after.
@@ -225,13 +225,13 @@ void Graph::repeat(const Samples& a, Work&& work) {
 }
 
 template <class Work>
-void Graph::side_by_side(Index n, Work&& work) {
+void Graph::side_by_side(Index n, Work&& work, Lanes& which) {
   if (memory_.in_lane()) {  // lanes have no lanes
     for (Index i = 0; i < n; ++i) work(i);
     return;
   }
   Position before = Position::now(), after;
-  GraphMemory::SideBySide lanes(memory_);
+  GraphMemory::SideBySide lanes(memory_, which);
   for (Index i = 0; i < n; ++i) {
     before.go_on_from_here();
     lanes.begin_lane();

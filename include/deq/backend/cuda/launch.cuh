@@ -128,6 +128,13 @@ void for_each_index(Index n, Body body) {
   launch(grid_of(n), index_kernel<Body>, n, body);
 }
 
+/// The same for samples, of which there are few and each has much to do: a block is a warp.
+template <class Body>
+void for_each_sample(Index n, Body body) {
+  launch({.x = divide_up<Index>(n, warp_threads), .block = warp_threads}, index_kernel<Body>, n,
+         body);
+}
+
 /// Numbers of a sample that one block works on.
 inline constexpr int numbers_a_thread = 16;
 inline constexpr Index chunk = threads * numbers_a_thread;

@@ -65,13 +65,20 @@ inline void DeviceMemory::deallocate(void* block) noexcept {
   cudaFree(block);
 }
 
+/// Works side by side, for others that go on with them; 0: none yet.
+struct Lanes {
+  std::size_t first = 0;  ///< the number of lane 0, those of the others follow
+};
+
 /// The blocks that a recorded graph may name: those it was given while it was recorded, and
 /// whatever was in use when that began. Whoever gives one back, it stays with the graph.
 class GraphMemory {
   struct Lane {
-    explicit Lane(std::size_t number) : id(number) {}
+    Lane(std::size_t own, std::size_t earlier) : id(own), goes_on(earlier) {}
+    bool owns(std::size_t lane) const { return lane == id || (goes_on && lane == goes_on); }
     std::size_t id;
-    DevicePool pool;  ///< given back in this lane, which had been given it
+    std::size_t goes_on;  ///< the lane whose work it goes on with, or 0
+    DevicePool pool;      ///< given back in this lane, which owns it
   };
 
  public:
@@ -112,7 +119,9 @@ class GraphMemory {
   /// back, it alone may have again before all of them are done, and only what no other can know.
   class SideBySide {
    public:
-    explicit SideBySide(GraphMemory& memory) : memory_(memory) {}
+    SideBySide(GraphMemory& memory, Lanes& lanes) : memory_(memory), earlier_(lanes.first) {
+      if (!lanes.first) lanes.first = next_id() + 1;
+    }
     ~SideBySide() {
       memory_.lane_ = nullptr;
       for (Lane& lane : lanes_) memory_.pool_.take_unused(lane.pool, [](void*) { return true; });
@@ -121,10 +130,20 @@ class GraphMemory {
     SideBySide(const SideBySide&) = delete;
     SideBySide& operator=(const SideBySide&) = delete;
 
-    void begin_lane() { memory_.lane_ = &lanes_.emplace_back(++memory_.lanes_); }
+    void begin_lane() {
+      const std::size_t earlier = earlier_ ? earlier_ + lanes_.size() : 0;
+      memory_.lane_ = &lanes_.emplace_back(++next_id(), earlier);
+    }
 
    private:
+    /// Of all lanes there are: blocks remember theirs.
+    static std::size_t& next_id() {
+      static thread_local std::size_t id = 0;
+      return id;
+    }
+
     GraphMemory& memory_;
+    std::size_t earlier_;
     std::list<Lane> lanes_;
   };
   /// Whether a lane is being recorded.
@@ -159,11 +178,11 @@ class GraphMemory {
   static DevicePool& pool_for(const detail::DeviceBlocks::Block& entry) {
     GraphMemory* const memory = recorded();
     if (!memory || !memory->lane_ || entry.graph != &memory->pool_) return *entry.graph;
-    return entry.lane == memory->lane_->id ? memory->lane_->pool : memory->later_;
+    return memory->lane_->owns(entry.lane) ? memory->lane_->pool : memory->later_;
   }
 
   DevicePool pool_, later_;
-  std::size_t bytes_ = 0, lanes_ = 0;
+  std::size_t bytes_ = 0;
   Lane* lane_ = nullptr;
 };
 

@@ -189,9 +189,12 @@ struct JoinImages {
     }
     const Tensor<B> rows({images[0].extent(0), width});
     Index first = 0;
-    for (std::size_t i = 0; i < images.size(); first += sizes[i++])
+    B::side_by_side(static_cast<Index>(images.size()), [&](Index image) {
+      const auto i = static_cast<std::size_t>(image);
       copy_strips(B{}, StripGeometry{rows.extent(0), sizes[i], sizes[i], width},
                   images[i].image_data(), rows.data() + first, false);
+      first += sizes[i];
+    });
     return rows;
   }
   void vjp(const Reverse<B>& r) const {

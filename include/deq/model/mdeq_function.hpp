@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
 
 #include <deq/core/host_pool.hpp>
 #include <deq/model/mdeq_state.hpp>
@@ -56,14 +57,32 @@ struct MdeqFunction {
     detail::Cursor<V> p(theta.first(theta.size() - branches)), post(theta.last(branches));
 
     const PoolVector<V> images = mdeq_branches(config, z);
-    PoolVector<V> b, out;
+    PoolVector<V> b, sent, out;
     side_by_side(z, config.branches(), [&](Index branch) {
       const auto i = static_cast<std::size_t>(branch);
       b.push_back(block(images[i], i < injections.size() ? &injections[i] : nullptr,
                         dropout ? &drops[i] : nullptr, p));
     });
+    // Where a device does several things at once, every path is one of them; elsewhere what arrives
+    // is added on the way.
+    const Index others = config.branches() - 1;
+    constexpr bool apart = V::Backend::concurrent;
+    if (apart)
+      side_by_side(z, config.branches() * others, [&](Index k) {
+        const Index i = k / others, j = k % others;
+        sent.push_back(path(j < i ? j : j + 1, i, b, nullptr, false, p));
+      });
     side_by_side(z, config.branches(), [&](Index i) {
-      const V s = fuse(i, b, p);
+      V s = b[static_cast<std::size_t>(i)];
+      for (Index k = 0; k < others; ++k) {
+        const Index j = k < i ? k : k + 1;
+        const bool relu = k + 1 == others;  // nothing is added any more
+        if (apart)
+          s = nhwc::upsample_add(s, sent[static_cast<std::size_t>(i * others + k)],
+                                 j > i ? Index{1} << (j - i) : 1, relu);
+        else
+          s = path(j, i, b, &s, relu, p);
+      }
       out.push_back(nhwc::conv_norm(s, post.next(), {.groups = config.groups / 2}));
     });
     return mdeq_state(out);
@@ -91,25 +110,22 @@ struct MdeqFunction {
     return nhwc::group_norm(a, {.groups = config.groups, .relu = alone}, weight, p.next());
   }
 
-  /// relu(s_i), s_i the sum over all branches j of what they send to branch i.
+  /// T_ij(b_j), what branch j sends to branch i, before it is enlarged. Given a sum: that sum with
+  /// what arrives added, rectified if `relu`.
   template <class V>
-  V fuse(Index i, const PoolVector<V>& b, detail::Cursor<V>& p) const {
-    const Index last = config.branches() - 1;
-    V sum = b[static_cast<std::size_t>(i)];
-    for (Index j = 0; j <= last; ++j) {
-      if (j == i) continue;
-      const bool rectify = j == last || (j + 1 == i && i == last);  // nothing is added any more
-      V t = b[static_cast<std::size_t>(j)];
-      if (j > i)
-        sum = nhwc::upsample_add(sum, conv_norm(t, p, {}, false), Index{1} << (j - i), rectify);
-      for (Index q = j; q < i; ++q) {
-        const bool arrives = q + 1 == i;
-        V next = conv_norm(t, p, {.stride = 2, .padding = 1}, !arrives || rectify,
-                           {.residual = arrives ? &sum : nullptr});
-        (arrives ? sum : t) = std::move(next);
-      }
+  V path(Index j, Index i, const PoolVector<V>& b, std::type_identity_t<const V*> sum, bool relu,
+         detail::Cursor<V>& p) const {
+    V t = b[static_cast<std::size_t>(j)];
+    if (j > i) {
+      t = conv_norm(t, p, {}, false);
+      return sum ? nhwc::upsample_add(*sum, t, Index{1} << (j - i), relu) : t;
     }
-    return sum;
+    for (Index q = j; q < i; ++q) {
+      const bool arrives = q + 1 == i;
+      t = conv_norm(t, p, {.stride = 2, .padding = 1}, !arrives || relu,
+                    {.residual = arrives ? sum : nullptr});
+    }
+    return t;
   }
 };
 

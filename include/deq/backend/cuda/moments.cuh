@@ -3,6 +3,9 @@
 // them anyway, and over the parts.
 #pragma once
 
+#include <algorithm>
+
+#include <deq/backend/cuda/divisor.hpp>
 #include <deq/backend/cuda/team.cuh>
 #include <deq/backend/geometry.hpp>
 
@@ -25,55 +28,84 @@ struct MomentParts {
   }
 };
 
+/// Moments of channels as one thread has them: of items that are `step` apart.
+template <class S>
+struct MomentsOfThread {
+  static constexpr int items = 8;
+  S count[items], mean[items], squares[items];
+
+  /// Of the parts of a sample, `width` channels of each from `channel` on are items. All loads are
+  /// on their way at once.
+  __device__ MomentsOfThread(const MomentParts<const S>& moments, Index sample, int channel,
+                             const Divisor& by_width, int width, int last, int first, int step) {
+#pragma unroll
+    for (int k = 0; k < items; ++k) {
+      const int item = first + k * step;
+      count[k] = mean[k] = squares[k] = 0;
+      if (item >= last) continue;
+      const int p = by_width.quotient(item), c = channel + item - p * width;
+      const S* const part = moments.part(sample, p);
+      count[k] = part[0];
+      mean[k] = part[1 + c];
+      squares[k] = part[1 + moments.channels + c];
+    }
+#pragma unroll
+    for (int k = 0; k < items; ++k)
+      if (count[k] == S(0)) mean[k] = squares[k] = 0;  // nobody has written them
+  }
+};
+
 /// Each statistic by a team of `size` threads.
 template <int size, class S>
 void add_moments(const NormGeometry& g, const MomentParts<const S>& moments,
                  const NormStatistics<S>& to) {
+  using Some = MomentsOfThread<S>;
   const Index samples = g.shared ? 1 : g.samples, groups = g.groups();
-  const Index parts = moments.parts * (g.shared ? g.samples : 1);
+  const int width = static_cast<int>(g.channels_per_statistic);
+  const int items = static_cast<int>(moments.parts * (g.shared ? g.samples : 1)) * width;
+  const Divisor by_width(std::max(width, 1));
   for_each_team<size>(samples * groups, [=] __device__(Index s, Team<size> team) {
     const Index sample = s / groups;
-    const int width = static_cast<int>(g.channels_per_statistic);
-    // Items are channels of parts; from one of this thread to the next without a division.
-    const int first = width * static_cast<int>(s % groups);
-    const int step_parts = size / width, step_channels = size - step_parts * width;
-    const auto for_each_part = [&](auto&& body) {
-      int p = team.rank / width, c = team.rank - p * width;
-      while (p < parts) {
-        const S* part = moments.part(sample, p);
-        if (part[0] != S(0)) body(part[0], part[1 + first + c], part[1 + g.channels + first + c]);
-        p += step_parts;
-        c += step_channels;
-        if (c >= width) {
-          c -= width;
-          ++p;
-        }
+    const int channel = width * static_cast<int>(s - sample * groups);
+    constexpr int batch = size * Some::items;
+    const auto load = [&](int first) {
+      return Some(moments, sample, channel, by_width, width, items, first + team.rank, size);
+    };
+    const auto add_up = [](const Some& some, S(&sum)[2]) {
+#pragma unroll
+      for (int k = 0; k < Some::items; ++k) {
+        sum[0] += some.count[k];
+        sum[1] += some.count[k] * some.mean[k];
       }
     };
-    S sum[2] = {};  // of the counts and of the numbers
-    for_each_part([&](S k, S m, S) {
-      sum[0] += k;
-      sum[1] += k * m;
-    });
+    const Some first = load(0);  // mostly all there are
+    S sum[2] = {};               // of the counts and of the numbers
+    add_up(first, sum);
+    for (int i = batch; i < items; i += batch) add_up(load(i), sum);
     team.add(sum);
-    const S count = sum[0], m = sum[1] / count;
+    const S count = sum[0], mean = sum[1] / count;
+    const auto add_squares = [mean](const Some& some, S(&squares)[1]) {
+#pragma unroll
+      for (int k = 0; k < Some::items; ++k) {
+        const S d = some.mean[k] - mean;
+        squares[0] += some.squares[k] + some.count[k] * d * d;
+      }
+    };
     S squares[1] = {};
-    for_each_part([&](S k, S part_mean, S part_squares) {
-      squares[0] += part_squares + k * (part_mean - m) * (part_mean - m);
-    });
+    add_squares(first, squares);
+    for (int i = batch; i < items; i += batch) add_squares(load(i), squares);
     team.add(squares);
-    if (team.rank != 0) return;
-    to.put(s, m, squares[0] / count);
+    if (team.rank == 0) to.put(s, mean, squares[0] / count);
   });
 }
 /// The statistics of every group, of every sample or of all of them, from the moments of
-/// the channels in `parts` a sample (Chan, Golub and LeVeque, 1979), as MomentParts has them. Of a
-/// part that counts no pixels nothing else is read.
+/// the channels in `parts` a sample (Chan, Golub and LeVeque, 1979), as MomentParts has them. What
+/// a part has that counts no pixels does not matter.
 template <class S>
 void group_statistics_of_moments(const NormGeometry& g, Index parts, const S* moments,
                                  const NormStatistics<S>& to) {
   const MomentParts<const S> all{moments, g.channels, parts};
-  if (g.shared || parts * g.channels_per_statistic >= 2 * threads)  // long sums
+  if (g.shared || parts * g.channels_per_statistic > warp_threads * MomentsOfThread<S>::items)
     add_moments<threads>(g, all, to);
   else
     add_moments<warp_threads>(g, all, to);

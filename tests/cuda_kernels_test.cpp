@@ -593,8 +593,7 @@ class StoredAs {
         inverse(mean.now()), sums_d(random<float>(c.g.samples * c.g.channels, 5)),
         sums_du(sums_d.now()), mask(random<float>(c.g.samples * c.g.channels, 6));
     nhwc_statistics(B{}, c.g, cx(u), {0.1f, mean.data(), nullptr, inverse.data()});
-    NhwcNorm<float> norm{c.g,         mean.data(), inverse.data(), weight.data(),
-                         bias.data(), true};
+    NhwcNorm<float> norm{c.g, mean.data(), inverse.data(), weight.data(), bias.data(), true};
     nhwc_normalize(B{}, norm, cx(u), cx(residual), y.data());
     if (!c.g.shared) {  // their sums go over all samples
       nhwc_normalize_vjp_sums(B{}, norm, cx(u), cx(y), cx(cotangent), sums_d.data(),
@@ -668,7 +667,8 @@ void check_stored_as_bfloat16(Work work) {
 
 }  // namespace
 
-TEST_CASE("Images stored as bfloat16: kernels do what they do to floats, and round what they write") {
+TEST_CASE(
+    "Images stored as bfloat16: kernels do what they do to floats, and round what they write") {
   auto cases = nhwc_cases;
   cases.push_back({2, 64, 40, 8});  // by packs of eight
   for_each_case<float>(cases, [](const Case<float>& c) {
@@ -676,7 +676,9 @@ TEST_CASE("Images stored as bfloat16: kernels do what they do to floats, and rou
   });
   for (const Index channels : {24, 5, 70})
     for (const bool relu : {false, true})
-      check_stored_as_bfloat16([&](auto& stored) { stored.upsample({3, 3, 2, channels, 2, relu}); });
+      check_stored_as_bfloat16([&](auto& stored) {
+        stored.upsample({3, 3, 2, channels, 2, relu});
+      });
   for (const StripGeometry& g : {StripGeometry{3, 5, 7, 6}, {2, 9000, 9008, 9000}, {3, 8, 12, 10}})
     check_stored_as_bfloat16([&](auto& stored) { stored.strips(g); });
 }

@@ -433,8 +433,10 @@ TEST_CASE("VJPs of group_norm and upsample_add") {
       "group_norm", [](const auto& v) { return nhwc::group_norm(v, {.groups = 3}); }, x);
   gradient_check(
       "group_norm with weight and bias",
-      [](const auto& v, const auto& w, const auto& b) { return nhwc::group_norm(v, {.groups = 2}, w, b); }, x,
-      random_tensor({6}, 3), random_tensor({6}, 4));
+      [](const auto& v, const auto& w, const auto& b) {
+        return nhwc::group_norm(v, {.groups = 2}, w, b);
+      },
+      x, random_tensor({6}, 3), random_tensor({6}, 4));
   gradient_check(
       "rectified group_norm",
       [](const auto& v, const auto& w, const auto& b) {

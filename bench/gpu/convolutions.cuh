@@ -92,8 +92,8 @@ void convolution(const Convolution& v, const std::string& prefix, const std::str
   const Shape in{g.samples, g.height, g.width, g.in_channels},
       out{g.samples, g.out_height(), g.out_width(), g.out_channels};
   const Numbers x = deq::as_image(repeated_normal<B>(in, 1)),
-                dy = deq::as_image(repeated_normal<B>(out, 2)),
-                u = Numbers::image(out), dx = Numbers::image(in);
+                dy = deq::as_image(repeated_normal<B>(out, 2)), u = Numbers::image(out),
+                dx = Numbers::image(in);
   const Numbers w =
       repeated_normal<B>({g.out_channels, g.in_channels, g.kernel_height, g.kernel_width}, 3);
   const Numbers dw(w.shape()), mean({g.samples, v.groups}), inverse({g.samples, v.groups});

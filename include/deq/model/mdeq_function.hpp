@@ -41,8 +41,8 @@ class Cursor {
 /// branches (any number of them, zero for the others), then, in training with dropout, one mask (N,
 /// C_i, 1, 1) for every branch. Each line above is one operation on channels-last images. The
 /// parameters are the effective ones, weight norm applied, in the order of MdeqLayout. No
-/// BatchNorm: samples do not influence each other, bit for bit. Branches wait for each other between
-/// the two steps only.
+/// BatchNorm: samples do not influence each other, bit for bit. Branches wait for each other
+/// between the two steps only.
 struct MdeqFunction {
   MdeqConfig config;
   bool dropout = false;  ///< masks follow the injections

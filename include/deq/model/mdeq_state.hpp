@@ -38,8 +38,8 @@ Z change_branches(const MdeqConfig& config, const Z& z, Change change) {
   Index first = 0;
   for (Index i = 0; i < config.branches(); ++i) {
     const Index size = config.branch_size(i);
-    rows.push_back(flatten(change(slice(z, 1, first, size), config.resolution(i),
-                                  config.channels_of(i))));
+    rows.push_back(
+        flatten(change(slice(z, 1, first, size), config.resolution(i), config.channels_of(i))));
     first += size;
   }
   return concat(1, rows);

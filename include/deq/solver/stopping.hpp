@@ -300,8 +300,7 @@ class Monitor {
   void put_best_aside(Samples a, Index first, BatchView<const S> z) {
     const Progress* progress = progress_.data();
     const Samples improved = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; },
-        improved_.data() + first);
+        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; }, improved_.data() + first);
     B::copy(improved, z, {best_.data(), z.dim, count_});
   }
   void stop(Samples a) {

@@ -230,9 +230,9 @@ struct Reverse {
 /// backend/cpu/ and which any backend can overload. A kernel that is not elementwise asks the sink
 /// for its target: the memory, and whether to add to it. y may be a handle to an input's memory (a
 /// reshape); nothing ever writes to an operand. An operation that needs some of its inputs only, or
-/// its output sometimes only, has saves_input(i) or needs_output() as well. One that reads images as
-/// a backend stores them has takes_image(i): input i comes as image_data(), and its cotangent goes
-/// to image_target(); everything else comes as scalars, however it was stored.
+/// its output sometimes only, has saves_input(i) or needs_output() as well. One that reads images
+/// as a backend stores them has takes_image(i): input i comes as image_data(), and its cotangent
+/// goes to image_target(); everything else comes as scalars, however it was stored.
 template <class Op, class B>
 concept Operation = requires(const Op& op, const Reverse<B>& reverse) {
   { Op::saves_inputs } -> std::convertible_to<bool>;
@@ -302,8 +302,7 @@ class Tape {
   Var<B> append(Op op, Tensor<B> y, std::span<const Var<B>> xs) {
     using Entry = RecordOf<Op>;
     void* place = HostPool::instance().acquire(sizeof(Entry));
-    nodes_.push_back(
-        {y.shape(), y.compact(), RecordPtr(new (place) Entry(std::move(op), y, xs))});
+    nodes_.push_back({y.shape(), y.compact(), RecordPtr(new (place) Entry(std::move(op), y, xs))});
     return {std::move(y), this, size() - 1};
   }
 
@@ -481,8 +480,7 @@ class Tape {
 
   /// Hands the cotangent of one node on to its inputs, if it has one, and lets go of it.
   void sweep(std::size_t id, std::size_t last, bool forget) {
-    if (id <= last && needed_[id] && slots_[id].written && nodes_[id].record)
-      hand_on(id, forget);
+    if (id <= last && needed_[id] && slots_[id].written && nodes_[id].record) hand_on(id, forget);
     if (forget) nodes_[id].record = nullptr;
   }
   void hand_on(std::size_t id, bool for_the_last_time) {
@@ -585,12 +583,11 @@ auto record(Op op, const X& x, const Xs&... xs) {
   using B = typename X::Backend;
   static_assert((std::same_as<typename Xs::Backend, B> && ...),
                 "deq: an operation mixes tensors of two backends or scalars");
-  if constexpr (compact_images<B>)
-    return [&]<std::size_t... I>(std::index_sequence<I...>) {
+  if constexpr (compact_images<B>) return [&]<std::size_t... I>(std::index_sequence<I...>) {
       return detail::record_taken(op, detail::taken(op, 0, x), detail::taken(op, I + 1, xs)...);
-    }(std::make_index_sequence<sizeof...(Xs)>());
-  else
-    return detail::record_taken(op, x, xs...);
+    }
+  (std::make_index_sequence<sizeof...(Xs)>());
+  else return detail::record_taken(op, x, xs...);
 }
 
 /// The same for an operation on a list of any length: op.forward(span of tensors).

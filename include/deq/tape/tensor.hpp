@@ -116,8 +116,9 @@ class Tensor {
   /// Rows [first, first + n) of the outermost dimension; no copy.
   Tensor rows(Index first, Index n) const {
     Tensor t = thawed();
-    t.data_ = static_cast<char*>(data_) +
-              static_cast<std::size_t>(first * shape_.product(1, shape_.rank())) * bytes_of_number();
+    t.data_ =
+        static_cast<char*>(data_) +
+        static_cast<std::size_t>(first * shape_.product(1, shape_.rank())) * bytes_of_number();
     t.shape_[0] = n;
     return t;
   }
@@ -192,8 +193,7 @@ class Tensor {
     std::atomic<int> count{1};
 
    private:
-    Block(void* numbers, std::size_t size, Block* of)
-        : data(numbers), bytes(size), alias_of(of) {}
+    Block(void* numbers, std::size_t size, Block* of) : data(numbers), bytes(size), alias_of(of) {}
     static Block* in_pool(void* numbers, std::size_t size, Block* of) {
       return new (HostPool::instance().acquire(sizeof(Block))) Block(numbers, size, of);
     }

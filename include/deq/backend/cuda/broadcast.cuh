@@ -82,8 +82,8 @@ void broadcast_sum(Cuda<S>, const LoopNest<K>& nest, Function f, S* out, bool ac
   const Term term{f, {first, more...}};
   // A block of threads is worth its while for a long sum, or where outputs are few.
   constexpr Index long_sum = 1024, few = 4096;
-  // A sum over the rows of matrices.
-  if (kept.rank == 1 && reduced.rank == 1 && nest.stride[0][0] != 0 && reduced.count <= long_sum)
+  // A sum over the rows of a matrix.
+  if (kept.rank == 1 && reduced.rank == 1 && nest.stride[0][0] != 0)
     return cuda::add_rows<S>(
         reduced.count, kept.count,
         [=] __device__(Index r, Index i) {

@@ -32,7 +32,7 @@ template <class S, class P, class X>
 void nhwc_conv2d_vjp_input(Cuda<S, P>, const Conv2dGeometry& g, const S* packed, const X* dy, X* dx,
                            bool accumulate) {
   cuda::convolve<cuda::Arithmetic<S, P>, S, X>(g, true, dy, packed,
-                                            {{.addend = accumulate ? dx : nullptr}, dx});
+                                               {{.addend = accumulate ? dx : nullptr}, dx});
 }
 /// dw (+)= sum over the samples; dw is (out, in, kernel height, kernel width).
 template <class S, class P, class X>
@@ -44,8 +44,7 @@ void nhwc_conv2d_vjp_weight(Cuda<S, P>, const Conv2dGeometry& g, const X* x, con
 template <class S, class P, class X>
 void nhwc_conv2d_statistics(Cuda<S, P>, const Conv2dGeometry& g, const NormGeometry& n, const X* x,
                             const S* packed, const std::type_identity_t<NhwcConvParts<S, X>>& parts,
-                            X* u,
-                            const NormStatistics<S>& to) {
+                            X* u, const NormStatistics<S>& to) {
   const Index a_sample = cuda::Segments(static_cast<int>(g.out_pixels())).a_sample;
   const cuda::Scratch<S> moments(g.samples * a_sample *
                                  cuda::MomentParts<S>::part_size(n.channels));

@@ -41,8 +41,8 @@ __device__ void block_sum(S (&v)[K]) {
   __syncthreads();  // the next sum may begin
 }
 
-/// put(i, sum of term(r, i), r < rows) for i < columns. Neighbours of i are neighbours in memory, so
-/// a warp has 32 of them, and the warps of a block share the rows.
+/// put(i, sum of term(r, i), r < rows) for i < columns. Neighbours of i are neighbours in memory,
+/// so a warp has 32 of them, and the warps of a block share the rows.
 template <class S, class Term, class Put>
 __global__ void __launch_bounds__(threads)
     add_rows_kernel(Index rows, Index columns, Term term, Put put) {
@@ -61,12 +61,11 @@ __global__ void __launch_bounds__(threads)
   put(i, sum);
 }
 template <class S, class Term, class Put>
-void add_rows(Index rows, Index columns, Term term, Put put) {
-  // Few rows are not worth sharing.
+void add_few_rows(Index rows, Index columns, Term term, Put put) {
   if (rows >= threads / warp_threads)
     return launch({.x = divide_up<Index>(columns, warp_threads)}, add_rows_kernel<S, Term, Put>,
                   rows, columns, term, put);
-  for_each_index(columns, [=] __device__(Index i) {
+  for_each_index(columns, [=] __device__(Index i) {  // not worth sharing
     S sum = 0;
     for (Index r = 0; r < rows; ++r) sum += term(r, i);
     put(i, sum);
@@ -76,6 +75,24 @@ void add_rows(Index rows, Index columns, Term term, Put put) {
 /// Memory for the length of a few launches: what comes after them in the stream may have it next.
 template <class T>
 using Scratch = Array<PooledMemory, T>;
+
+template <class S, class Term, class Put>
+void add_rows(Index rows, Index columns, Term term, Put put) {
+  constexpr Index most = 1024;  // rows of a block
+  if (rows <= most) return add_few_rows<S>(rows, columns, term, put);
+  const Index parts = divide_up(rows, most / 2), a_part = divide_up(rows, parts);
+  const Scratch<S> scratch(parts * columns);
+  S* const sums = scratch.data();
+  add_few_rows<S>(
+      a_part, parts * columns,
+      [=] __device__(Index r, Index i) {
+        const Index row = i / columns * a_part + r;
+        return row < rows ? term(row, i % columns) : S(0);
+      },
+      [=] __device__(Index i, S sum) { sums[i] = sum; });
+  add_few_rows<S>(
+      parts, columns, [=] __device__(Index r, Index i) { return sums[r * columns + i]; }, put);
+}
 
 // --- Sums over the numbers of each sample ------------------------------------------------------
 // A sample is many chunks. Each writes its part of `width` sums to a row of its own; a second,

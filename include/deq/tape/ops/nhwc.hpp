@@ -220,8 +220,7 @@ X cut(const X& x, Index first, const Shape& image) {
                         "nhwc::cut: no image ", image, " at ", first, " of rows of ", x.shape());
     return record(CutImages<B>{first, image}, x);
   } else {
-    return reshape(slice(x, 1, first, image.size()),
-                   {x.extent(0), image[0], image[1], image[2]});
+    return reshape(slice(x, 1, first, image.size()), {x.extent(0), image[0], image[1], image[2]});
   }
 }
 /// Images (N, ...) one after the other, (N, D); the inverse of some cuts.

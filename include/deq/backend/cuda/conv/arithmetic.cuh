@@ -66,8 +66,8 @@ __device__ void copy_behind(T* shared, const T* global) {
 /// 16 bytes, or as many zeros where there are none.
 __device__ inline void copy_behind_if(bool there, void* shared, const void* global) {
 #ifdef __CUDACC__
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(in_shared(shared)), "l"(global),
-               "r"(there ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(in_shared(shared)),
+               "l"(global), "r"(there ? 16 : 0)
                : "memory");
 #else
   deq_emulation::copy_async(shared, global, 16, there ? 16 : 0);

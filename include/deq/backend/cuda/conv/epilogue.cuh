@@ -19,8 +19,8 @@ struct ConvEpilogue {
   bool quads = false;  ///< channels come in fours that one access reaches
 };
 
-/// Writes a tile of u, and the moments of what it has written. A thread has four columns of a few rows, whose moments it
-/// takes in registers; those of a segment are put together from them.
+/// Writes a tile of u, and the moments of what it has written. A thread has four columns of a few
+/// rows, whose moments it takes in registers; those of a segment are put together from them.
 template <class T, class X>
 __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet samples,
                            Index first_row, int first_column,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A convolution whose tiles keep the pixels that all their taps share: of a slice of channels they
-// are read, and rounded if they have to be, once, and every tap multiplies the same lines of shared memory from another
-// one on.
+// are read, and rounded if they have to be, once, and every tap multiplies the same lines of shared
+// memory from another one on.
 #pragma once
 
 #include <deq/backend/cuda/conv/epilogue.cuh>

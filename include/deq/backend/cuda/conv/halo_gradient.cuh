@@ -27,8 +27,8 @@ class HaloCotangents {
 #pragma unroll
     for (int row = static_cast<int>(threadIdx.x) / packs; row < T::rows; row += threads / packs) {
       const Segments::Row at = segments_.row(first_row + row);
-      const bool there = at.sample < map_.samples && at.pixel < map_.pixels() &&
-                         output_ < map_.out_channels;
+      const bool there =
+          at.sample < map_.samples && at.pixel < map_.pixels() && output_ < map_.out_channels;
       const Index place = (at.sample * map_.pixels() + at.pixel) * map_.out_channels + output_;
       copy_behind_if(there, to + row * line + pack() * 4, there ? dy_ + place : dy_);
     }

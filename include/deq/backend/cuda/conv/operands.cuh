@@ -68,8 +68,7 @@ struct AlongSum {
   __device__ static void put(const Numbers<X, 4 * numbers, width>& loaded, int q, Word* to) {
     Quad<Word> quad;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      quad.word[i] = loaded.template word<typename T::Arithmetic>(i);
+    for (int i = 0; i < 4; ++i) quad.word[i] = loaded.template word<typename T::Arithmetic>(i);
     if (present(q)) *reinterpret_cast<Quad<Word>*>(place(q, to)) = quad;
   }
 };
@@ -108,8 +107,7 @@ struct AcrossSum {
         for (int k = 0; k < width; ++k) x[i + k][d] = some.word[k];
       }
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      to[(first(q) + i) * T::line + word()] = T::Arithmetic::word(x[i]);
+    for (int i = 0; i < 4; ++i) to[(first(q) + i) * T::line + word()] = T::Arithmetic::word(x[i]);
   }
 };
 

@@ -23,8 +23,8 @@ __device__ void write_product(Index rows, Index columns, Index first_row, Index 
 
 template <class T, int width, int width_of_dy, class X>
 __global__ void __launch_bounds__(threads)
-    weight_gradient_kernel(ImageMap map, const X* x, MatrixView<X> dy,
-                           Index terms, Index terms_a_part, typename T::S* parts) {
+    weight_gradient_kernel(ImageMap map, const X* x, MatrixView<X> dy, Index terms,
+                           Index terms_a_part, typename T::S* parts) {
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows,
               first_column = static_cast<Index>(blockIdx.y) * T::columns;
   const Index first = blockIdx.z * terms_a_part,
@@ -97,8 +97,7 @@ void weight_gradient(const Conv2dGeometry& g, const X* x, const X* dy, S* dw, bo
   const Index count = [&] {
     if constexpr (std::is_same_v<X, Bfloat16>)
       if (map.y.taps == map.x.taps && (map.x.taps == 1 || map.x.taps == 3) &&
-          in_packs<best_pack<X>>(map.channels, x) &&
-          in_packs<best_pack<X>>(map.out_channels, dy)) {
+          in_packs<best_pack<X>>(map.channels, x) && in_packs<best_pack<X>>(map.out_channels, dy)) {
         const bool dot = map.x.taps == 1;
         switch (Halo::rows(map)) {
           case 128:

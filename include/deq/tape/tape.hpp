@@ -232,7 +232,8 @@ struct Reverse {
 /// reshape); nothing ever writes to an operand. An operation that needs some of its inputs only, or
 /// its output sometimes only, has saves_input(i) or needs_output() as well. One that reads images
 /// as a backend stores them has takes_image(i): input i comes as image_data(), and its cotangent
-/// goes to image_target(); everything else comes as scalars, however it was stored.
+/// goes to image_target(); everything else comes as scalars, however it was stored. A y that is an
+/// image gets its cotangent as one.
 template <class Op, class B>
 concept Operation = requires(const Op& op, const Reverse<B>& reverse) {
   { Op::saves_inputs } -> std::convertible_to<bool>;

@@ -190,7 +190,7 @@ std::vector<std::vector<double>> mixed_operations() {
   const Var<B> scalars = tanh(y) * typename B::Scalar(0.5) + y;
   const Var<B> out = concat(1, flatten(sum), flatten(scalars), flatten(nhwc::to_nchw(y)));
   std::vector<std::vector<double>> list;
-  for (const Var<B>& v : {y, sum, scalars, out}) add_to(list, v.value());
+  for (const Var<B>* v : {&y, &sum, &scalars, &out}) add_to(list, v->value());
   const auto pull_back = [&](const Var<B>& from, std::vector<Var<B>> wrt) {
     std::vector<Tensor<B>> gradients;
     for (const Var<B>& v : wrt) gradients.emplace_back(v.shape());
@@ -218,7 +218,9 @@ std::vector<std::vector<double>> image_layer() {
                   params(random<B>({8, 8, 3, 3}, 5, 0.1), random<B>({8}, 6, 0.5)));
   const auto g = layer.gradient(solution, random<B>(shape, 8, 1));
   std::vector<std::vector<double>> list;
-  for (const Tensor<B>& t : {solution.z, g.inputs[0], g.params[0], g.params[1]}) add_to(list, t);
+  add_to(list, solution.z);
+  for (const auto* gradients : {&g.inputs, &g.params})
+    for (const Tensor<B>& t : *gradients) add_to(list, t);
   return list;
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <span>
 #include <utility>
 
@@ -112,11 +111,7 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   }
 
   static void fill(S* x, Index n, S value) {
-    if (value == S(0) && !std::signbit(value) && n > 0)
-      cuda::check(cudaMemsetAsync(x, 0, static_cast<std::size_t>(n) * sizeof(S), cuda::stream()),
-                  "fill with zeros");
-    else
-      cuda::for_each_index(n, [=] __device__(Index i) { x[i] = value; });
+    cuda::for_each_index(n, [=] __device__(Index i) { x[i] = value; });
   }
 
   static void gather(Samples a, ConstView whole, View compact) {

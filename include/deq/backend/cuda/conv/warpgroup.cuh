@@ -77,11 +77,14 @@ __device__ void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[
 
 /// What was written to registers is there for the products.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void wait_for_products() {
-  asm volatile(
-      "wgmma.commit_group.sync.aligned;\n"
-      "wgmma.wait_group.sync.aligned 0;" ::
-          : "memory");
+/// Those since the last call are a group.
+__device__ inline void close_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/// All groups but the last `left` are done.
+template <int left>
+__device__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
 }
 /// Keeps the compiler from moving a register across.
 __device__ inline void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
@@ -104,7 +107,9 @@ void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4], MatrixI
   }
 }
 inline void begin_products() {}
-inline void wait_for_products() {}
+inline void close_products() {}
+template <int left>
+void wait_for_products() {}
 inline void pin(float&) {}
 
 #endif
@@ -126,21 +131,23 @@ class WarpgroupTile {
     a += row[0] + static_cast<int>(threadIdx.x) % warp_threads / 16 * 4;
     b += first_column() * 4;
     constexpr int halves = stage_words / 8;
-    Word of_a[stages][halves][4];
+    Word of_a[2][halves][4];
     pin_sums();
 #pragma unroll
     for (int s = 0; s < stages; ++s) {
       // While the tensor cores have the stage before.
+      if (s >= 2) wait_for_products<1>();
 #pragma unroll
-      for (int k = 0; k < halves; ++k) load_squares(of_a[s][k], a + s * T::line + 8 * k);
+      for (int k = 0; k < halves; ++k) load_squares(of_a[s % 2][k], a + s * T::line + 8 * k);
       begin_products();
 #pragma unroll
       for (int k = 0; k < halves; ++k)
         multiply_behind<Precision, columns>(
-            sum_, of_a[s][k],
+            sum_, of_a[s % 2][k],
             matrix_in_shared(b + s * T::packed_size + 2 * k * to_next_quad, to_next_quad));
+      close_products();
     }
-    wait_for_products();
+    wait_for_products<0>();
     pin_sums();
   }
 

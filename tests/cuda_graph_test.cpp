@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Work that is recorded once gives, at every launch, what it gives when it is done at once.
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <span>
 #include <vector>
@@ -247,5 +248,43 @@ TEST_CASE("Works side by side do not disturb each other, in whatever order they 
     check();
   }
   deq_emulation::set_order(Order::forward);
+#endif
+}
+
+TEST_CASE("Lanes that share a cotangent do not overwrite it for each other") {
+  using Half = Cuda<float, cuda::Bf16>;
+  const auto random = [](const Shape& shape, std::uint32_t seed) {
+    const auto x = deq_test::Random(seed).vector(shape.size(), 1);
+    return Tensor<Half>(shape, std::vector<float>(x.begin(), x.end()));
+  };
+  const Tensor<Half> x = random({3, 4, 4, 8}, 1), cotangent = random(x.shape(), 2);
+  const std::array w{random({8, 8, 3, 3}, 3), random({8, 8, 3, 3}, 4)};
+  const std::array gradients{Tensor<Half>(w[0].shape()), Tensor<Half>(w[1].shape())};
+  Tape<Half> tape;
+  const auto work = [&] {
+    tape.clear();
+    const std::array wrt{tape.input(w[0]), tape.input(w[1])};
+    std::vector<Var<Half>> out;
+    side_by_side(wrt[0], 2, [&](Index i) {
+      out.push_back(nhwc::conv_norm(Var<Half>(x), wrt[static_cast<std::size_t>(i)],
+                                    {.groups = 2, .conv = {.padding = 1}}));
+    });
+    tape.vjp_and_clear(nhwc::upsample_add(out[0], out[1], 1), cotangent, wrt, gradients);
+  };
+  work();
+  const std::array expected{gradients[0].to_host(), gradients[1].to_host()};
+  cuda::Graph graph(work);
+  const auto check = [&] {
+    graph.launch();
+    graph.finish();
+    for (std::size_t i = 0; i < 2; ++i) CHECK(gradients[i].to_host() == expected[i]);
+  };
+  check();
+#ifdef DEQ_CUDA_EMULATION
+  for (std::uint32_t seed = 1; seed < 6; ++seed) {
+    deq_emulation::set_order(deq_emulation::Order::shuffled, seed);
+    check();
+  }
+  deq_emulation::set_order(deq_emulation::Order::forward);
 #endif
 }

@@ -93,12 +93,12 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
 /// loops are repeat(), or have a bound beside empty(); the work of one repetition does not depend
 /// on which one it is, `a` changes by being filtered in place; and what the host is told it reads
 /// in when_downloaded(). Works that do not wait for each other are given side_by_side(), each a
-/// lane of its own; what one of them writes, no other touches. Given the `Lanes` of earlier works,
-/// lane k goes on where lane k of those was: it is the only one to use what only that one has used.
-/// `concurrent` says that they may really be
-/// done at the same time, so that keeping them apart is worth something. `whole_batches` says that
-/// kernels want all samples at once, no blocks of them; while a Rows of a set lives, operations may
-/// leave out the rows of a batch that are holes in the set.
+/// lane of its own; what one of them writes, no other touches, be it what is derived from a frozen
+/// tensor. Given the `Lanes` of earlier works, lane k goes on where lane k of those was: it is the
+/// only one to use what only that one has used. `concurrent` says that they may really be done at
+/// the same time, so that keeping them apart is worth something. `whole_batches` says that kernels
+/// want all samples at once, no blocks of them; while a Rows of a set lives, operations may leave
+/// out the rows of a batch that are holes in the set.
 template <class B>
 concept BackendWork = requires(Samples a, const Index* ids, Index i, typename B::Lanes lanes) {
   { B::empty(a) } -> std::same_as<bool>;            // nobody is in the set; may wait for a device

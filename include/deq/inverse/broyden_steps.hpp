@@ -90,19 +90,19 @@ class BroydenSteps {
     B::residual(a, f, z, g, g_squared, f_squared, steps(), stored_.data(), ws.products.data());
   }
 
-  /// The first step, z <- z + g.
+  /// The first step, z <- z + g, which `plan` has found to be that.
   void begin(Samples a, BatchView<const S> g, BatchView<S>, BatchView<S> z, Workspace& ws) {
     step(a, g, z, ws);
   }
-  /// One Broyden update and the next step, see QuasiNewtonInverse. A vanishing denominator breaks
-  /// the chain of steps: H returns to -I.
+  /// The next step, and with it the update, see QuasiNewtonInverse.
   void advance(Samples a, WhenFull, BatchView<const S> g, BatchView<S>, BatchView<S> z, const S*,
                bool*, Workspace& ws) {
     step(a, g, z, ws);
   }
 
  public:  // for nvcc, which accepts no device lambda in a private function
-  /// The coefficients c of the next step, and where it is kept.
+  /// The coefficients c of the next step, and where it is kept. A vanishing denominator breaks the
+  /// chain of steps: H returns to -I. Overwrites S^T g with S^T (g - S c).
   void plan(Samples a, WhenFull when_full, bool* skipped, Workspace& ws) {
     const Index capacity = memory_ + 1;
     S* products = ws.products.data();

@@ -29,12 +29,14 @@ concept InverseJacobian = Backend<B> &&
 ///   prepare(dim, memory, count, ws)       memory for `count` samples
 ///   residual(a, F, z, g, g2, f2, ws)      g = F - z (F compact), squared norms of g and F, and
 ///   what
-///                                         `advance` can learn of g in the same pass
-///   plan(a, when_full, skipped, ws)       what of the two below needs neither g nor z
+///                                         the next two can learn of g in the same pass
+///   plan(a, when_full, skipped, ws)       once before each of the two below: what of them needs
+///                                         neither g nor z
 ///   begin(a, g, d, z, ws)                 the first direction d = g
 ///   advance(a, when_full, g, d, z, length, skipped, ws)
 ///       after the step z += length_s d_s to a point with residual g: performs the rank-one update
-///       and replaces d by the next direction -H g
+///       and replaces d by the next direction -H g; skipped_s tells, here or in `plan`, whether the
+///       update had to be left out
 /// The latter two move z by the new d unless z is empty. An inverse that keeps_direction itself has
 /// no use for the batch d. Only `prepare` allocates, and calls for different samples may be made at
 /// the same time.

@@ -42,7 +42,7 @@ class Cursor {
 /// C_i, 1, 1) for every branch. Each line above is one operation on channels-last images. The
 /// parameters are the effective ones, weight norm applied, in the order of MdeqLayout. No
 /// BatchNorm: samples do not influence each other, bit for bit. Branches wait for each other
-/// between the two steps only.
+/// between the lines only, and the paths T_ij not at all.
 struct MdeqFunction {
   MdeqConfig config;
   bool dropout = false;  ///< masks follow the injections

@@ -157,22 +157,23 @@ class Sink {
   /// Adds a whole cotangent; the first one is kept as a handle, not copied.
   void add(const Tensor<B>& cotangent) const {
     using S = typename B::Scalar;
+    const Tensor<B> c = detail::stored(cotangent, compact_);
+    const Index n = c.size();
     if (!slot_->written && !slot_->pinned) {
-      slot_->tensor = detail::stored(cotangent, compact_).reshaped(*shape_);
+      slot_->tensor = c.reshaped(*shape_);
       slot_->written = true;
       return;
     }
     if constexpr (compact_images<B>)
       if (compact_) {
         const auto [out, accumulate] = image_target();
-        return copy_strips(B{}, StripGeometry::single(cotangent.size()),
-                           detail::stored(cotangent, true).image_data(), out, accumulate);
+        return copy_strips(B{}, StripGeometry::single(n), c.image_data(), out, accumulate);
       }
     const auto [out, accumulate] = target();
     if (accumulate)
-      elementwise(B{}, cotangent.size(), std::plus<S>{}, out, out, cotangent.data());
+      elementwise(B{}, n, std::plus<S>{}, out, out, c.data());
     else
-      B::copy_bytes(out, cotangent.data(), static_cast<std::size_t>(cotangent.size()) * sizeof(S));
+      B::copy_bytes(out, c.data(), static_cast<std::size_t>(n) * sizeof(S));
   }
 
  private:
@@ -319,6 +320,7 @@ class Tape {
     const std::size_t n = nodes_.size();
     slots_.assign(n, {});
     needed_.assign(n, 0);
+    slots_of_lane_ = nullptr;  // also after an exception
     for (std::size_t i = 0; i < wrt.size(); ++i) pin(wrt[i], gradients[i], accumulate);
     if (output.tape() == this) {
       for (std::size_t id = 0; id < n; ++id)
@@ -438,8 +440,8 @@ class Tape {
   Sink<B> sink(Index id) {
     const auto i = static_cast<std::size_t>(id);
     detail::Slot<B>* slot = &slots_[i];
-    if (slots_of_lane_ && i < reader_.size() && reader_[i] <= shared)
-      slot = slots_of_lane_ + (shared - reader_[i]);
+    if (slots_of_lane_ && i < reader_.size() && reader_[i] <= first_shared)
+      slot = slots_of_lane_ + (first_shared - reader_[i]);
     return {slot, &nodes_[i].shape, nodes_[i].compact};
   }
 
@@ -461,10 +463,17 @@ class Tape {
           if (reader_[i] == nobody) {
             reader_[i] = own;
           } else if (reader_[i] >= 0 && reader_[i] != own) {
-            reader_[i] = shared - static_cast<Index>(shared_.size());
+            reader_[i] = first_shared - static_cast<Index>(shared_.size());
             shared_.push_back(input);
           }
         }
+    // Whether memory may be written in place is asked of its handles. One that two lanes have stays
+    // shared until both are done.
+    PoolVector<Tensor<B>> held;
+    for (std::size_t id = 0; id < section.ends.back(); ++id)
+      if ((id >= section.begin || reader_[id] != nobody) && slots_[id].tensor &&
+          !slots_[id].tensor.unique())
+        held.push_back(slots_[id].tensor);
     std::vector<detail::Slot<B>> slots(lanes * shared_.size());
     const auto sweep_lane = [&](Index lane) {
       const auto i = static_cast<std::size_t>(lane);
@@ -505,9 +514,9 @@ class Tape {
   std::vector<detail::Slot<B>> slots_;  ///< scratch of vjp
   std::vector<char> needed_;            ///< scratch of vjp
   std::vector<Sink<B>> sinks_;          ///< scratch of vjp
-  /// Scratch of sweep_side_by_side: the lane that reads a node before the section, or `shared` less
-  /// its place among the shared ones.
-  static constexpr Index nobody = -1, shared = -2;
+  /// Scratch of sweep_side_by_side: the lane that reads a node before the section; first_shared
+  /// less its place in shared_ if several do.
+  static constexpr Index nobody = -1, first_shared = -2;
   std::vector<Index> reader_, shared_;
   detail::Slot<B>* slots_of_lane_ = nullptr;
 };
@@ -612,7 +621,8 @@ X record_list(Op op, std::span<const X> xs) {
 }
 
 /// work(i), i < n, of which none uses what another computes: a device may do them at the same time.
-/// `x` is one of the tensors or variables that they work on.
+/// That includes what is kept with a frozen tensor: no two of them pack the same weight. `x` is one
+/// of the tensors or variables that they work on.
 template <TensorLike X, class Work>
 void side_by_side(const X& x, Index n, Work&& work) {
   if constexpr (is_var<X>)

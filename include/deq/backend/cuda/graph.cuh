@@ -231,7 +231,7 @@ void Graph::side_by_side(Index n, Work&& work, Lanes& which) {
     return;
   }
   Position before = Position::now(), after;
-  GraphMemory::SideBySide lanes(memory_, which);
+  GraphMemory::SideBySide lanes(memory_, which, static_cast<std::size_t>(n));
   for (Index i = 0; i < n; ++i) {
     before.go_on_from_here();
     lanes.begin_lane();

@@ -115,12 +115,14 @@ class GraphMemory {
     return block;
   }
 
-  /// Works that are recorded one after the other, but run at the same time. What one of them gives
-  /// back, it alone may have again before all of them are done, and only what no other can know.
+  /// Works that are recorded one after the other, by one thread, but run at the same time. What one
+  /// of them gives back, it alone may have again before all of them are done, and only what no
+  /// other can know.
   class SideBySide {
    public:
-    SideBySide(GraphMemory& memory, Lanes& lanes) : memory_(memory), earlier_(lanes.first) {
-      if (!lanes.first) lanes.first = next_id() + 1;
+    SideBySide(GraphMemory& memory, Lanes& lanes, std::size_t count)
+        : memory_(memory), first_(next_id().fetch_add(count)), earlier_(lanes.first) {
+      if (!lanes.first) lanes.first = first_;
     }
     ~SideBySide() {
       memory_.lane_ = nullptr;
@@ -132,18 +134,18 @@ class GraphMemory {
 
     void begin_lane() {
       const std::size_t earlier = earlier_ ? earlier_ + lanes_.size() : 0;
-      memory_.lane_ = &lanes_.emplace_back(++next_id(), earlier);
+      memory_.lane_ = &lanes_.emplace_back(first_ + lanes_.size(), earlier);
     }
 
    private:
     /// Of all lanes there are: blocks remember theirs.
-    static std::size_t& next_id() {
-      static thread_local std::size_t id = 0;
+    static std::atomic<std::size_t>& next_id() {
+      static std::atomic<std::size_t> id = 1;
       return id;
     }
 
     GraphMemory& memory_;
-    std::size_t earlier_;
+    std::size_t first_, earlier_;
     std::list<Lane> lanes_;
   };
   /// Whether a lane is being recorded.

@@ -87,6 +87,7 @@ void add_moments(const NormGeometry& g, const MomentParts<const S>& moments,
     const auto add_squares = [mean](const Some& some, S(&squares)[1]) {
 #pragma unroll
       for (int k = 0; k < Some::items; ++k) {
+        if (some.count[k] == S(0)) continue;
         const S d = some.mean[k] - mean;
         squares[0] += some.squares[k] + some.count[k] * d * d;
       }

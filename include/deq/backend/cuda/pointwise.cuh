@@ -100,10 +100,6 @@ bool in_packs(Index extent, const T*... data) {
   return extent % n == 0 &&
          ((reinterpret_cast<std::uintptr_t>(data) % sizeof(Pack<T, n>) == 0) && ...);
 }
-template <class... T>
-bool in_quads(Index extent, const T*... data) {
-  return in_packs<4>(extent, data...);
-}
 
 /// Numbers that one access moves at best.
 template <class... T>

@@ -60,8 +60,9 @@ __global__ void __launch_bounds__(threads)
   for (int w = 1; w < warps; ++w) sum += of_warp[w][lane];
   put(i, sum);
 }
+/// In one round.
 template <class S, class Term, class Put>
-void add_few_rows(Index rows, Index columns, Term term, Put put) {
+void add_rows_at_once(Index rows, Index columns, Term term, Put put) {
   if (rows >= threads / warp_threads)
     return launch({.x = divide_up<Index>(columns, warp_threads)}, add_rows_kernel<S, Term, Put>,
                   rows, columns, term, put);
@@ -76,21 +77,22 @@ void add_few_rows(Index rows, Index columns, Term term, Put put) {
 template <class T>
 using Scratch = Array<PooledMemory, T>;
 
+/// The same for any number of rows: of many, parts of them first.
 template <class S, class Term, class Put>
 void add_rows(Index rows, Index columns, Term term, Put put) {
   constexpr Index most = 1024;  // rows of a block
-  if (rows <= most) return add_few_rows<S>(rows, columns, term, put);
+  if (rows <= most) return add_rows_at_once<S>(rows, columns, term, put);
   const Index parts = divide_up(rows, most / 2), a_part = divide_up(rows, parts);
   const Scratch<S> scratch(parts * columns);
   S* const sums = scratch.data();
-  add_few_rows<S>(
+  add_rows_at_once<S>(
       a_part, parts * columns,
       [=] __device__(Index r, Index i) {
         const Index row = i / columns * a_part + r;
         return row < rows ? term(row, i % columns) : S(0);
       },
       [=] __device__(Index i, S sum) { sums[i] = sum; });
-  add_few_rows<S>(
+  add_rows_at_once<S>(
       parts, columns, [=] __device__(Index r, Index i) { return sums[r * columns + i]; }, put);
 }
 

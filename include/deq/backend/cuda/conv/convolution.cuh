@@ -29,7 +29,7 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
   const TilePlan plan(segments.rows_of(map.samples), map.out_channels, processors(),
                       most_rows > 0 ? most_rows : 128);
   const PackedWeight weight(map);
-  epilogue.quads = in_quads(map.out_channels, epilogue.u, epilogue.parts.addend);
+  epilogue.quads = in_packs<4>(map.out_channels, epilogue.u, epilogue.parts.addend);
   with_tile(plan, [&](auto rows, auto columns) {
     using T = Tile<A, rows, columns>;
     const auto* const words = reinterpret_cast<const typename T::Word*>(packed);

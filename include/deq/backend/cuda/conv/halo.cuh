@@ -45,7 +45,7 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   /// Where the numbers under the first tap of a row of the tile are in it.
   __device__ int place_of(int row) const {
     const Segments::Row at = segments_.row(first_row_ + row);
-    if (at.pixel >= map_.pixels()) return 0;  // nobody reads the sum
+    if (at.pixel >= map_.pixels()) return 0;  // the sum is not read, or this is multiplied by 0
     const int sample = static_cast<int>(at.sample - sample_);
     const int line = map_.by_line.quotient(at.pixel), column = at.pixel - line * map_.x.out;
     return (sample * halo_.of_sample() + (line * map_.y.stride - line_) * halo_.width +
@@ -57,6 +57,7 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   // What is stored as it is multiplied is copied behind the threads' backs. Other numbers are
   // rounded in registers; of large halos half of them are on their way at a time.
   static constexpr bool behind = std::is_same_v<X, Bfloat16> && width == best_pack<Bfloat16>;
+  static_assert(!behind || numbers == width, "deq: a word is not what the image has stored");
   static constexpr int all_quads = (Halo::most * 4 + threads - 1) / threads,
                        quads = sizeof(X) < sizeof(typename T::S) ? all_quads : 4;
   struct Part {

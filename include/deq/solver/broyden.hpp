@@ -114,8 +114,10 @@ struct Broyden {
                                            ws.evaluate, ws.line_search));
     });
     ws.monitor.finish(z, ws.report);
-    ws.g = {};  // others may have the memory
-    ws.d = {};
+    if constexpr (B::whole_batches) {  // of a device, others may have the memory
+      ws.g = {};
+      ws.d = {};
+    }
   }
 
   void validate() const {

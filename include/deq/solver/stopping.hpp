@@ -261,7 +261,7 @@ class Monitor {
   /// Writes the best iterates to z, and the report.
   void finish(BatchView<S> z, SolveReport& report) {
     B::copy(everybody(), BatchView<const S>{best_.data(), z.dim, count_}, z);
-    best_ = {};  // others may have the memory
+    if constexpr (B::whole_batches) best_ = {};  // of a device, others may have the memory
     const bool trace = rule_.trace;
     B::when_downloaded(progress_.data(), count_, [&report, trace](std::span<const Progress> now) {
       report.samples.resize(now.size());

@@ -28,8 +28,7 @@ concept InverseJacobian = Backend<B> &&
 /// An inverse that Broyden's method can build, step by step: see LowRankPairs and BroydenSteps.
 ///   prepare(dim, memory, count, ws)       memory for `count` samples
 ///   residual(a, F, z, g, g2, f2, ws)      g = F - z (F compact), squared norms of g and F, and
-///   what
-///                                         the next two can learn of g in the same pass
+///                                         what the next two can learn of g in the same pass
 ///   plan(a, when_full, skipped, ws)       once before each of the two below: what of them needs
 ///                                         neither g nor z
 ///   begin(a, g, d, z, ws)                 the first direction d = g

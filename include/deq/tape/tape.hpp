@@ -575,14 +575,19 @@ struct Store {
   }
 };
 
+/// x itself, if it is stored that way.
+template <TensorLike X>
+X stored_as(const X& x, bool compact) {
+  if (!value(x) || value(x).compact() == compact) return x;
+  Store<typename X::Backend> store{compact};
+  return record_taken(store, x);
+}
 /// Input i of an operation, stored as it takes it.
 template <class Op, TensorLike X>
 X taken(const Op& op, std::size_t i, const X& x) {
   bool compact = false;
   if constexpr (requires { op.takes_image(i); }) compact = op.takes_image(i);
-  if (!value(x) || value(x).compact() == compact) return x;
-  Store<typename X::Backend> store{compact};
-  return record_taken(store, x);
+  return stored_as(x, compact);
 }
 }  // namespace detail
 
@@ -633,16 +638,12 @@ void side_by_side(const X& x, Index n, Work&& work) {
 /// x stored as scalars: what leaves the operations on tensors.
 template <TensorLike X>
 X as_scalars(const X& x) {
-  if (!value(x).compact()) return x;
-  detail::Store<typename X::Backend> store{false};
-  return detail::record_taken(store, x);
+  return detail::stored_as(x, false);
 }
 /// x stored as the backend stores images.
 template <TensorLike X>
 X as_image(const X& x) {
-  if (value(x).compact() == compact_images<typename X::Backend>) return x;
-  detail::Store<typename X::Backend> store{true};
-  return detail::record_taken(store, x);
+  return detail::stored_as(x, compact_images<typename X::Backend>);
 }
 
 }  // namespace deq

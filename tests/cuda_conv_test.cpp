@@ -359,8 +359,8 @@ TEST_CASE("A packed weight has one place for every number, and no other") {
               // As pack_weight has it, a word may begin at the end of a tap.
               const int tap = at.tap + (at.channel + d) / static_cast<int>(weight.channels),
                         c = (at.channel + d) % static_cast<int>(weight.channels);
-              if (tap < taps && c < map.channels && at.column < map.out_channels)
-                ++seen.at(static_cast<std::size_t>((at.column * taps + tap) * map.channels + c));
+              if (tap < taps && c < map.channels && at.output < map.out_channels)
+                ++seen.at(static_cast<std::size_t>((at.output * taps + tap) * map.channels + c));
             }
           }
           once = once && seen == std::vector<int>(seen.size(), 1);

@@ -4,12 +4,57 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include <deq/backend/cuda/divisor.hpp>
 #include <deq/backend/cuda/team.cuh>
 #include <deq/backend/geometry.hpp>
 
 namespace deq::cuda {
+
+/// Moments of n channels over as many numbers each: of a thread, or of several.
+template <class S, int n>
+struct Moments {
+  S count = 0, mean[n] = {}, squares[n] = {};
+
+  Moments() = default;
+  /// Of two numbers a channel; of one, the first, if count is 1, of none if it is 0.
+  __device__ Moments(const S (&first)[n], const S (&second)[n], S numbers) : count(numbers) {
+    const S share = count > S(1) ? S(0.5) : S(0);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const S distance = second[i] - first[i];
+      mean[i] = first[i] + distance * share;
+      squares[i] = distance * distance * share;
+    }
+  }
+};
+/// The moments of this thread and of the one `distance` lanes away, put together: the upper one
+/// gets those of the odd channels, the lower one the others; of a single one both get them.
+template <int distance, class S, int n>
+__device__ auto halved(const Moments<S, n>& mine) {
+  constexpr unsigned warp = 0xffffffffu;
+  constexpr int left = n > 1 ? n / 2 : 1, step = n / left;
+  const bool upper = threadIdx.x & distance;
+  Moments<S, left> both;
+  const S others = __shfl_xor_sync(warp, mine.count, distance);
+  both.count = mine.count + others;
+  const S share = both.count > S(0) ? others / both.count : S(0), weight = mine.count * share;
+  const auto swap = [upper](S even, S odd) {  // keeps one, gets that of the other thread
+    const S theirs = __shfl_xor_sync(warp, upper ? even : odd, distance);
+    return std::pair(upper ? odd : even, theirs);
+  };
+#pragma unroll
+  for (int i = 0; i < left; ++i) {
+    const int even = step * i, odd = even + step - 1;
+    const auto [mean, of_theirs] = swap(mine.mean[even], mine.mean[odd]);
+    const auto [squares, their_squares] = swap(mine.squares[even], mine.squares[odd]);
+    const S d = of_theirs - mean;
+    both.mean[i] = mean + d * share;
+    both.squares[i] = squares + their_squares + d * d * weight;
+  }
+  return both;
+}
 
 /// Means and squared deviations of the channels of samples, taken in parts; a later pass puts the
 /// parts together. A part has, for every channel,

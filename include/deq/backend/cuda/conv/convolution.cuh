@@ -29,7 +29,8 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
   const TilePlan plan(segments.rows_of(map.samples), map.out_channels, processors(),
                       most_rows > 0 ? most_rows : 128);
   const PackedWeight weight(map);
-  epilogue.quads = in_packs<4>(map.out_channels, epilogue.u, epilogue.parts.addend);
+  epilogue.packed = in_packs<8>(map.out_channels, epilogue.u, epilogue.parts.addend,
+                                epilogue.parts.bias, epilogue.parts.mask);
   with_tile(plan, [&](auto rows, auto columns) {
     using T = Tile<A, rows, columns>;
     const auto* const words = reinterpret_cast<const typename T::Word*>(packed);
@@ -40,10 +41,13 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
         return launch(grid, implicit_gemm_kernel<T, width, X>, map, segments, samples, x, words,
                       weight.depth, epilogue);
       const Halo halo(map, rows);
+      const Index tiles_a_block = plan.tiles_a_block(processors());
+      grid.y = divide_up(plan.column_tiles, tiles_a_block);
       const auto with_taps = [&](auto taps) {
         grid.shared_bytes = halo_bytes<T, taps>(halo, divide_up(map.channels, T::stage));
         launch(grid, halo_kernel<T, width, taps, X>, map, segments, halo, samples, x, words,
-               weight.words_of_tile(A::numbers), epilogue);
+               weight.words_of_tile(A::numbers), static_cast<int>(plan.column_tiles),
+               static_cast<int>(tiles_a_block), epilogue);
       };
       if constexpr (width > 1)
         if (map.x.taps == 3) return with_taps(std::integral_constant<int, 3>{});
@@ -82,14 +86,14 @@ void pack_weight(const Conv2dGeometry& g, bool transposed, const S* w, S* packed
           ++tap;
           c -= channels;
         }
-        if (tap >= map_taps || c >= map.channels || at.column >= map.out_channels) {
+        if (tap >= map_taps || c >= map.channels || at.output >= map.out_channels) {
           x[d] = 0;
           continue;
         }
         const int y = tap / map.x.taps * map.y.tap_step + map.y.tap_first,
                   column = tap % map.x.taps * map.x.tap_step + map.x.tap_first;
         x[d] =
-            w[((transposed ? c : at.column) * in_channels + (transposed ? at.column : c)) * taps +
+            w[((transposed ? c : at.output) * in_channels + (transposed ? at.output : c)) * taps +
               y * kernel_width + column];
       }
       words[i] = A::word(x);

@@ -122,39 +122,43 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   int at_[all_quads];
 };
 
-/// Shared memory: two slices of the halo, if there are two, and the weights; then the sums.
+/// Shared memory: two slices of the halo, if there are two, and the weights.
 template <class T, int taps>
 std::size_t halo_bytes(const Halo& halo, int slices) {
   using Weights = CopiedWeights<T, taps>;
   const auto words = static_cast<std::size_t>(std::min(slices, 2) * halo.pixels() * T::line +
                                               Weights::count * Weights::size);
-  return std::max(words * sizeof(typename T::Word), T::sum_bytes);
+  return words * sizeof(typename T::Word);
 }
 
 /// Blocks that a processor is to have room for: more where no numbers wait in registers.
 template <class Pixels>
 inline constexpr int halo_blocks = Pixels::behind ? 3 : 2;
 
-/// Multiplies `taps` taps of a line of the kernel between two barriers.
+/// Multiplies `taps` taps of a line of the kernel between two barriers. A block takes some tiles of
+/// columns one after the other; it fetches its pixels for each, unless they all find room.
 template <class T, int width, int taps, class X>
 __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>))
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const X* x,
-                const typename T::Word* packed, Index words_of_tile,
-                ConvEpilogue<typename T::S, X> epilogue) {
+                const typename T::Word* packed, Index words_of_tile, int column_tiles,
+                int tiles_a_block, ConvEpilogue<typename T::S, X> epilogue) {
   using Word = typename T::Word;
   using Product = TileProduct<T>;
   using Weights = TileWeights<T, taps>;
   using Pixels = HaloPixels<T, X, width>;
   static_assert(Weights::count <= CopiedWeights<T, taps>::count);
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
-  const int first_column = static_cast<int>(blockIdx.y) * T::columns;
+  const int first_tile = static_cast<int>(blockIdx.y) * tiles_a_block,
+            last_tile = first_tile + tiles_a_block < column_tiles ? first_tile + tiles_a_block
+                                                                  : column_tiles;
   if (nobody(map, segments, samples, first_row, T::rows)) return;
   Word* const halos = dynamic_shared<Word>();
   const int slices = divide_up(map.channels, T::stage),
             steps = map.y.taps * map.x.taps / taps;  // of a slice
   const Pixels a(map, halo, segments, samples, x, first_row);
   Word *here = halos, *there = slices > 1 ? halos + a.size() : halos;
-  Weights weights(packed + blockIdx.y * words_of_tile, slices * steps, there + a.size());
+  Weights weights(packed + first_tile * words_of_tile, (last_tile - first_tile) * slices * steps,
+                  there + a.size());
 
   typename Pixels::Part loaded;
   a.begin(0, here, loaded);
@@ -163,33 +167,35 @@ __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>
   for (int i = 0; i < Product::a_rows; ++i) row[i] = a.place_of(Product::row_of(i));
   a.go_on(0, here, loaded);
   a.finish(here, loaded);
-  Product product;
-  for (int slice = 0; slice < slices; ++slice) {
-    const bool more = slice + 1 < slices;
-    const Word* line = here;
-    int column = 0;
-    for (int step = 0; step < steps; ++step) {
-      const Word* const b = weights.wait();
-      __syncthreads();
-      weights.copy_next();
-      if (more && step == 0) a.begin(slice + 1, there, loaded);
-      product.template add_packed<taps>(line + column * T::line, row, b);
-      column += taps;
-      if (column == map.x.taps) {
-        column = 0;
-        line += halo.width * T::line;
+  for (int tile = first_tile; tile < last_tile; ++tile) {
+    Product product;
+    for (int slice = 0; slice < slices; ++slice) {
+      // Two slices stay where they are.
+      const bool last = slice + 1 == slices,
+                 more = slices > 2 ? !last || tile + 1 < last_tile : !last && tile == first_tile;
+      const int next = last ? 0 : slice + 1;
+      const Word* line = here;
+      int column = 0;
+      for (int step = 0; step < steps; ++step) {
+        const Word* const b = weights.wait();
+        __syncthreads();
+        weights.copy_next();
+        if (more && step == 0) a.begin(next, there, loaded);
+        product.template add_packed<taps>(line + column * T::line, row, b);
+        column += taps;
+        if (column == map.x.taps) {
+          column = 0;
+          line += halo.width * T::line;
+        }
+        if (more && step == (steps - 1) / 2) a.go_on(next, there, loaded);
+        if (more && step == steps - 1) a.finish(there, loaded);
       }
-      if (more && step == (steps - 1) / 2) a.go_on(slice + 1, there, loaded);
-      if (more && step == steps - 1) a.finish(there, loaded);
+      Word* const before = here;
+      here = there;
+      there = before;
     }
-    Word* const before = here;
-    here = there;
-    there = before;
+    write_tile<T>(map, segments, samples, first_row, tile * T::columns, epilogue, product);
   }
-  __syncthreads();  // shared memory may be used for the sums
-  auto* const sums = reinterpret_cast<typename T::S*>(halos);
-  product.spread(sums);
-  write_tile<T>(map, segments, samples, first_row, first_column, epilogue, sums);
 }
 
 }  // namespace deq::cuda

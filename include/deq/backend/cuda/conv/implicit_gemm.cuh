@@ -21,9 +21,7 @@ __global__ void __launch_bounds__(threads)
   Weights<T> b(packed, packed_depth / T::Arithmetic::numbers, first_column);
   T product;
   product.multiply(a, b, (map.depth() + T::stage - 1) / T::stage, shared);
-  auto* const sums = reinterpret_cast<typename T::S*>(shared);
-  product.spread(sums);
-  write_tile<T>(map, segments, samples, first_row, first_column, epilogue, sums);
+  write_tile<T>(map, segments, samples, first_row, first_column, epilogue, product);
 }
 
 }  // namespace deq::cuda

@@ -200,7 +200,23 @@ struct TilePlan {
     if (columns == 64 && tiles() * column_tiles < 2 * processors) rows = 64;
     row_tiles = tiles();
   }
+
+  /// Tiles of columns that a block takes one after the other, with rows that it fetches once: as
+  /// many as leave work for all processors.
+  Index tiles_a_block(Index processors) const {
+    const Index groups =
+        std::max<Index>(1, (2 * processors + row_tiles - 1) / std::max<Index>(row_tiles, 1));
+    return (column_tiles + groups - 1) / groups;
+  }
 };
+
+/// The channel that a column of a product stands for. Of 32 columns, four pieces of eight, thread t
+/// of four has columns 8 j + 2 t and 8 j + 2 t + 1 of every piece j (arithmetic.cuh); they are the
+/// channels from 8 t on, so that what a thread has of a pixel lies together in memory.
+DEQ_HOST_DEVICE constexpr int channel_of_column(int column) {
+  const int piece = column / 8 % 4, thread = column / 2 % 4;
+  return column / 32 * 32 + thread * 8 + piece * 2 + column % 2;
+}
 
 /// Into how many parts the sum over `terms` is cut so that `tiles` times the parts keep the
 /// processors busy; a part has at least `least` terms, and all but the last a multiple of it.
@@ -223,7 +239,8 @@ struct SumPlan {
 ///     with a halo  | tile of columns | slice of 16 words of channels | tap | quad of words |
 ///                  | column of the tile | word of the quad |
 ///
-/// so that what a tile needs next is always next in memory, in the order of shared memory.
+/// so that what a tile needs next is always next in memory, in the order of shared memory. Columns
+/// are outputs in the order of channel_of_column.
 struct PackedWeight {
   static constexpr Index depth_multiple = 32, column_multiple = 64;
   bool halo;
@@ -250,23 +267,23 @@ struct PackedWeight {
     return sum;
   }
 
-  /// What word i stands for: `numbers` channels from the first of a tap on.
+  /// What word i stands for: of an output, `numbers` channels from the first of a tap on.
   struct Place {
-    int column, tap, channel;
+    int output, tap, channel;
   };
   DEQ_HOST_DEVICE Place place(int i, int taps, int numbers) const {
     const int words = static_cast<int>(depth) / numbers;  // of a column
     if (!halo) {
       const int column = i / words, k = (i - column * words) * numbers,
                 a_tap = static_cast<int>(channels), tap = k / a_tap;
-      return {column, tap, k - tap * a_tap};
+      return {channel_of_column(column), tap, k - tap * a_tap};
     }
     const int tile = static_cast<int>(columns_of_tile), block = stage_words * tile;
     const int blocks = i / block, in_block = i - blocks * block;
     const int blocks_of_tile = words / stage_words, tiles = blocks / blocks_of_tile,
               in_tile = blocks - tiles * blocks_of_tile, slice = in_tile / taps;
     const int quad = in_block / (4 * tile), in_quad = in_block - quad * 4 * tile;
-    return {tiles * tile + in_quad / 4, in_tile - slice * taps,
+    return {channel_of_column(tiles * tile + in_quad / 4), in_tile - slice * taps,
             (slice * stage_words + quad * 4 + in_quad % 4) * numbers};
   }
 

@@ -160,6 +160,14 @@ struct Tile {
     }
   }
 
+  /// body(row, column, sums) for strips of 16 rows: sums[j] are the numbers that this thread has of
+  /// the eight columns from column + 8 j on (arithmetic.cuh).
+  template <class Body>
+  __device__ void for_each_strip(Body body) const {
+    const Place at;
+#pragma unroll
+    for (int i = 0; i < down; ++i) body(at.row + 16 * i, at.column, sum[i]);
+  }
   /// The sums, row by row, in shared memory.
   __device__ void spread(S* shared) const {
     const Place at;

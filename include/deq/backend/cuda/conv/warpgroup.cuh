@@ -151,16 +151,9 @@ class WarpgroupTile {
     pin_sums();
   }
 
-  __device__ void spread(S* shared) const {
-    const int lane = static_cast<int>(threadIdx.x) % warp_threads;
-#pragma unroll
-    for (int j = 0; j < columns / 8; ++j)
-#pragma unroll
-      for (int k = 0; k < 4; k += 2)
-        store_pack(shared + (first_row() + lane / 4 + 4 * k) * T::sum_line + first_column() +
-                       8 * j + 2 * (lane % 4),
-                   Pack<S, 2>{sum_[j][k], sum_[j][k + 1]});
-    __syncthreads();
+  template <class Body>
+  __device__ void for_each_strip(Body body) const {
+    body(first_row(), first_column(), sum_);
   }
 
  private:

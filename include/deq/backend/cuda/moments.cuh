@@ -39,7 +39,9 @@ __device__ auto halved(const Moments<S, n>& mine) {
   Moments<S, left> both;
   const S others = __shfl_xor_sync(warp, mine.count, distance);
   both.count = mine.count + others;
-  const S share = both.count > S(0) ? others / both.count : S(0), weight = mine.count * share;
+  S share = S(0.5);  // of their numbers; mostly all have as many
+  if (others != mine.count) share = others / both.count;
+  const S weight = mine.count * share;
   const auto swap = [upper](S even, S odd) {  // keeps one, gets that of the other thread
     const S theirs = __shfl_xor_sync(warp, upper ? even : odd, distance);
     return std::pair(upper ? odd : even, theirs);

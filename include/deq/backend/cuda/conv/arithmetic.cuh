@@ -14,10 +14,19 @@
 namespace deq::cuda {
 
 #ifdef __CUDACC__
-/// Where it is in shared memory, as instructions want to be told.
-__device__ inline unsigned in_shared(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+/// Where something is in shared memory, as instructions want to be told; in bytes.
+using SharedPlace = unsigned;
+__device__ inline SharedPlace in_shared(const void* p) {
+  return static_cast<SharedPlace>(__cvta_generic_to_shared(p));
 }
+/// The same for what all threads of a warp name in a loop. The compiler would work it out again in
+/// every round, from a special register that is slow to read; what has been shuffled it keeps.
+__device__ inline SharedPlace kept_in_shared(const void* p) {
+  return __shfl_sync(0xffffffffu, in_shared(p), 0);
+}
+#else
+using SharedPlace = unsigned char*;
+inline SharedPlace kept_in_shared(void* p) { return static_cast<SharedPlace>(p); }
 #endif
 
 /// Four squares of 8 lines of 4 words from shared memory: thread l gives the address of line l % 8

@@ -31,6 +31,7 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
   const PackedWeight weight(map);
   epilogue.packed = in_packs<8>(map.out_channels, epilogue.u, epilogue.parts.addend,
                                 epilogue.parts.bias, epilogue.parts.mask);
+  epilogue.plain = !epilogue.parts.bias && !epilogue.parts.mask && !epilogue.parts.addend;
   with_tile(plan, [&](auto rows, auto columns) {
     using T = Tile<A, rows, columns>;
     const auto* const words = reinterpret_cast<const typename T::Word*>(packed);

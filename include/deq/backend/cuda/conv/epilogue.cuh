@@ -2,6 +2,8 @@
 // What happens to the sums of a convolution on their way to memory.
 #pragma once
 
+#include <functional>
+
 #include <deq/backend/cuda/conv/plan.hpp>
 #include <deq/backend/cuda/conv/tile.cuh>
 #include <deq/backend/cuda/moments.cuh>
@@ -17,42 +19,50 @@ struct ConvEpilogue {
   X* u;
   S* moments = nullptr;
   bool packed = false;  ///< channels come in eights that one access reaches
+  bool plain = false;   ///< u is the sum
 
-  /// Writes u of n neighbouring channels, of which number `at` of u is the first, from their sums;
-  /// leaves what was written in `u`, zeros for what is beyond the last channel.
+  /// Writes u of n neighbouring channels of pixel `pixel` of all samples from their sums, and
+  /// leaves what was written in `value`; zeros for what is beyond the last channel.
   template <int n>
-  __device__ void write(Pack<S, n>& value, Index sample, Index at, int channel,
-                        int channels) const {
+  __device__ void write(Pack<S, n>& value, const ImageMap& map, int pixel, int channel) const {
+    const Index at = static_cast<Index>(pixel) * map.out_channels + channel;
     if (packed) {
-      if (channel >= channels) {
+      if (channel >= map.out_channels) {
         value = {};
         return;
       }
-      const auto combine = [&value](const Pack<S, n>& with, auto operation) {
-#pragma unroll
-        for (int i = 0; i < n; ++i) value.word[i] = operation(value.word[i], with.word[i]);
-      };
-      if (parts.bias) combine(load_pack<n>(parts.bias + channel), std::plus<S>{});
-      if (parts.mask)
-        combine(load_pack<n>(parts.mask + sample * channels + channel), std::multiplies<S>{});
-      if (parts.addend) combine(load_as<S, n>(parts.addend + at), std::plus<S>{});
+      if (!plain) add_parts(value, map, pixel, channel, at);
       const Pack<X, n> stored = as<X>(value);
       store_pack(u + at, stored);
       value = as<S>(stored);
-    } else {
-#pragma unroll
-      for (int i = 0; i < n; ++i) {
-        S v = value.word[i];
-        value.word[i] = 0;
-        if (channel + i >= channels) continue;
-        if (parts.bias) v += parts.bias[channel + i];
-        if (parts.mask) v *= parts.mask[sample * channels + channel + i];
-        if (parts.addend) v += static_cast<S>(parts.addend[at + i]);
-        const X stored = X(v);
-        u[at + i] = stored;
-        value.word[i] = static_cast<S>(stored);
-      }
+      return;
     }
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      Pack<S, 1> one{value.word[i]};
+      value.word[i] = 0;
+      if (channel + i >= map.out_channels) continue;
+      add_parts(one, map, pixel, channel + i, at + i);
+      const X stored = X(one.word[0]);
+      u[at + i] = stored;
+      value.word[i] = static_cast<S>(stored);
+    }
+  }
+
+ private:
+  template <int n>
+  __device__ void add_parts(Pack<S, n>& value, const ImageMap& map, int pixel, int channel,
+                            Index at) const {
+    const auto combine = [&value](const Pack<S, n>& with, auto operation) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) value.word[i] = operation(value.word[i], with.word[i]);
+    };
+    if (parts.bias) combine(load_pack<n>(parts.bias + channel), std::plus<S>{});
+    if (parts.mask) {
+      const Index sample = pixel / map.out_pixels;
+      combine(load_pack<n>(parts.mask + sample * map.out_channels + channel), std::multiplies<S>{});
+    }
+    if (parts.addend) combine(load_as<S, n>(parts.addend + at), std::plus<S>{});
   }
 };
 
@@ -74,15 +84,14 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
     // Of 32 columns a thread has eight channels (channel_of_column), or half of them.
     constexpr int pack = 2 * n < 8 ? 2 * n : 8;
     const int half = pack < 8 ? column / 16 % 2 : 0;
-    Index place[2], sample[2];
+    int pixel[2];
     S count = 0;  // of its two rows, of which the first is there if the second is
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const Segments::Row at = segments.row(first_row + row + 8 * r + lane / 4);
-      sample[r] = at.sample;
-      place[r] = -1;
+      pixel[r] = -1;
       if (!there(at)) continue;
-      place[r] = (at.sample * map.out_pixels + map.place(at.pixel)) * map.out_channels;
+      pixel[r] = static_cast<int>(at.sample) * map.out_pixels + map.place(at.pixel);
       ++count;
     }
 #pragma unroll
@@ -92,10 +101,10 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
       Pack<S, pack> u[2] = {};
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (place[r] < 0) continue;
+        if (pixel[r] < 0) continue;
 #pragma unroll
         for (int i = 0; i < pack; ++i) u[r].word[i] = sums[j + i / 2][2 * r + i % 2];
-        epilogue.write(u[r], sample[r], place[r] + channel, channel, map.out_channels);
+        epilogue.write(u[r], map, pixel[r], channel);
       }
       if (!epilogue.moments) continue;
       const auto of_strip =
@@ -109,27 +118,29 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
   });
   if (!epilogue.moments) return;
   __syncthreads();
-  const int pieces = T::rows / segments.rows;
-  for (int i = static_cast<int>(threadIdx.x); i < pieces * T::columns; i += threads) {
-    const int begin = i / T::columns * segments.rows, c = i % T::columns;
+  for (int i = static_cast<int>(threadIdx.x); i < segments.in(T::rows)*T::columns; i += threads) {
+    const int piece = i / T::columns, c = i % T::columns, begin = piece * segments.rows;
     const Segments::Row row = segments.row(first_row + begin);
     if (!there(row) || first_channel + c >= map.out_channels) continue;
     // The rows of a segment that are there come first.
     const int rest = map.pixels() - row.pixel, count = rest < segments.rows ? rest : segments.rows;
-    S n = 0, total_mean = 0, total_squares = 0;
+    const auto of_strip = [count](int r) {
+      return static_cast<S>(count - r < strip_rows ? count - r : strip_rows);
+    };
+    const int strip = begin / strip_rows;
+    S sum = 0, total = 0;
+    for (int r = 0; r < count; r += strip_rows)
+      sum += of_strip(r) * mean[strip + r / strip_rows][c];
+    const S of_all = sum / static_cast<S>(count);
     for (int r = 0; r < count; r += strip_rows) {
-      const S k = static_cast<S>(count - r < strip_rows ? count - r : strip_rows), total = n + k;
-      const int strip = (begin + r) / strip_rows;
-      const S distance = mean[strip][c] - total_mean, share = k / total;
-      total_mean += distance * share;
-      total_squares += squares[strip][c] + distance * distance * n * share;
-      n = total;
+      const S distance = mean[strip + r / strip_rows][c] - of_all;
+      total += squares[strip + r / strip_rows][c] + of_strip(r) * distance * distance;
     }
-    S* const moments = epilogue.moments + (first_row + begin) / segments.rows *
+    S* const moments = epilogue.moments + (segments.in(first_row) + piece) *
                                               MomentParts<S>::part_size(map.out_channels);
-    if (first_channel + c == 0) moments[0] = n;
-    moments[1 + first_channel + c] = total_mean;
-    moments[1 + map.out_channels + first_channel + c] = total_squares;
+    if (first_channel + c == 0) moments[0] = static_cast<S>(count);
+    moments[1 + first_channel + c] = of_all;
+    moments[1 + map.out_channels + first_channel + c] = total;
   }
 }
 

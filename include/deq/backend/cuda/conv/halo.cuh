@@ -66,11 +66,13 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   __device__ void begin(int slice, Word* to, Part& loaded) const {
     if constexpr (behind) {
       const int first = slice * T::stage + this->first();
+      const bool channels_left = first < map_.channels;
+      const X* const from = x_ + (channels_left ? first : 0);
 #pragma unroll
       for (int q = 0; q < all_quads; ++q) {
         if (this->line(q) >= halo_.pixels()) continue;
-        const bool there = at_[q] >= 0 && first < map_.channels;
-        copy_behind_if(there, Quads::place(q, to), there ? x_ + (at_[q] + first) : x_);
+        const bool there = at_[q] >= 0;
+        copy_behind_if(there && channels_left, Quads::place(q, to), from + (there ? at_[q] : 0));
       }
       close_copies();
     } else {
@@ -152,13 +154,13 @@ __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>
             last_tile = first_tile + tiles_a_block < column_tiles ? first_tile + tiles_a_block
                                                                   : column_tiles;
   if (nobody(map, segments, samples, first_row, T::rows)) return;
-  Word* const halos = dynamic_shared<Word>();
   const int slices = divide_up(map.channels, T::stage),
             steps = map.y.taps * map.x.taps / taps;  // of a slice
   const Pixels a(map, halo, segments, samples, x, first_row);
-  Word *here = halos, *there = slices > 1 ? halos + a.size() : halos;
+  Word *here = dynamic_shared<Word>() + Weights::count * Weights::size,
+       *there = slices > 1 ? here + a.size() : here;
   Weights weights(packed + first_tile * words_of_tile, (last_tile - first_tile) * slices * steps,
-                  there + a.size());
+                  dynamic_shared<Word>());
 
   typename Pixels::Part loaded;
   a.begin(0, here, loaded);
@@ -174,18 +176,19 @@ __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>
       const bool last = slice + 1 == slices,
                  more = slices > 2 ? !last || tile + 1 < last_tile : !last && tile == first_tile;
       const int next = last ? 0 : slice + 1;
-      const Word* line = here;
+      const Word* under = here;  // the first tap of a step
       int column = 0;
       for (int step = 0; step < steps; ++step) {
-        const Word* const b = weights.wait();
+        const auto b = weights.wait();
         __syncthreads();
         weights.copy_next();
         if (more && step == 0) a.begin(next, there, loaded);
-        product.template add_packed<taps>(line + column * T::line, row, b);
-        column += taps;
-        if (column == map.x.taps) {
+        product.template add_packed<taps>(under, row, b);
+        if (taps > 1 || ++column == map.x.taps) {  // several are a line of the kernel
           column = 0;
-          line += halo.width * T::line;
+          under += (halo.width - map.x.taps + taps) * T::line;
+        } else {
+          under += T::line;
         }
         if (more && step == (steps - 1) / 2) a.go_on(next, there, loaded);
         if (more && step == steps - 1) a.finish(there, loaded);

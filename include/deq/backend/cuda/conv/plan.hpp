@@ -115,14 +115,17 @@ struct ImageMap {
 /// Rows of a product cut into segments, each of pixels of one sample, so that what is summed over a
 /// segment belongs to that sample. The last segment of a sample may end early.
 struct Segments {
-  int pixels;  ///< of a sample
-  int rows;    ///< of a segment: 16 or 32
+  int pixels;          ///< of a sample
+  int log_rows, rows;  ///< of a segment: 16, 32 or 64
   int a_sample;
   Divisor by_sample;  ///< rows of a sample
 
   explicit Segments(int pixels_of_sample)
       : pixels(pixels_of_sample),
-        rows(pixels_of_sample < 32 ? 16 : 32),
+        log_rows(pixels_of_sample < 32        ? 4
+                 : pixels_of_sample % 64 != 0 ? 5
+                                              : 6),
+        rows(1 << log_rows),
         a_sample((pixels_of_sample + rows - 1) / rows),
         by_sample(std::max(a_sample * rows, 1)) {}
 
@@ -136,6 +139,11 @@ struct Segments {
     return {sample, static_cast<int>(i) - sample * a_sample * rows};
   }
   DEQ_HOST_DEVICE Index rows_of(Index samples) const { return samples * a_sample * rows; }
+  /// Segments of so many rows.
+  template <class Integer>
+  DEQ_HOST_DEVICE Integer in(Integer rows_of_some) const {
+    return rows_of_some >> log_rows;
+  }
 };
 
 /// The pixels of the input that a tile of output pixels sees under all taps of the kernel, fetched
@@ -202,11 +210,9 @@ struct TilePlan {
   }
 
   /// Tiles of columns that a block takes one after the other, with rows that it fetches once: as
-  /// many as leave work for all processors.
+  /// many as leave four blocks for every processor.
   Index tiles_a_block(Index processors) const {
-    const Index groups =
-        std::max<Index>(1, (2 * processors + row_tiles - 1) / std::max<Index>(row_tiles, 1));
-    return (column_tiles + groups - 1) / groups;
+    return std::clamp<Index>(row_tiles * column_tiles / (4 * processors), 1, column_tiles);
   }
 };
 

@@ -18,14 +18,29 @@ namespace deq::cuda {
 
 #ifdef __CUDACC__
 
-/// Of eight words of the sum by so many columns, as wgmma wants to be told: where they are, and how
-/// far it is from one quad of the sum to the next and from eight columns to the next.
-__device__ inline std::uint64_t matrix_in_shared(const unsigned* from, int to_next_quad) {
-  const auto bytes16 = [](unsigned bytes) { return std::uint64_t{(bytes & 0x3ffff) >> 4}; };
-  constexpr unsigned eight_columns = 8 * sizeof(Quad<unsigned>);
-  return bytes16(in_shared(from)) | bytes16(static_cast<unsigned>(to_next_quad) * 4u) << 16 |
-         bytes16(eight_columns) << 32;
-}
+/// The packed weight of a tile T from some place on, as wgmma wants to be told: where it is, and
+/// how far it is from one quad of words of the sum to the next and from eight columns to the next.
+template <class T>
+class MatrixInShared {
+  static constexpr int access = sizeof(Quad<unsigned>), to_next_quad = T::columns * access,
+                       to_eight_columns = 8 * access;
+
+ public:
+  __device__ explicit MatrixInShared(SharedPlace from)
+      : place_((from & 0x3ffff) / access | to_next_quad / access << 16) {}
+  /// So many words on.
+  __device__ MatrixInShared operator+(int words) const {
+    MatrixInShared on = *this;
+    on.place_ += static_cast<unsigned>(words) / 4;
+    return on;
+  }
+  __device__ std::uint64_t descriptor() const {
+    return std::uint64_t{to_eight_columns / access} << 32 | place_;
+  }
+
+ private:
+  unsigned place_;
+};
 
 // The operands of wgmma are the same for all precisions.
 #define DEQ_MULTIPLY_32(shape, flags)                                                             \
@@ -58,9 +73,10 @@ __device__ inline std::uint64_t matrix_in_shared(const unsigned* from, int to_ne
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
 /// d += a b, 64 rows of a group of warps by `columns`; runs behind until wait_for_products.
-template <class Precision, int columns>
+template <class Precision, int columns, class T>
 __device__ void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4],
-                                std::uint64_t b) {
+                                const MatrixInShared<T>& from) {
+  const std::uint64_t b = from.descriptor();
   static_assert(columns == 32 || columns == 64);
   constexpr bool bf16 = std::is_same_v<Precision, Bf16>;
   if constexpr (columns == 32 && bf16)
@@ -91,19 +107,30 @@ __device__ inline void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
 
 #else
 
-struct MatrixInShared {
-  const unsigned* from;
-  int to_next_quad;
+template <class T>
+class MatrixInShared {
+ public:
+  explicit MatrixInShared(SharedPlace from) : from_(reinterpret_cast<const unsigned*>(from)) {}
+  MatrixInShared operator+(int words) const {
+    MatrixInShared on = *this;
+    on.from_ += words;
+    return on;
+  }
+  unsigned word(int quad, int column, int i) const {
+    return from_[(quad * T::columns + column) * 4 + i];
+  }
+
+ private:
+  const unsigned* from_;
 };
-inline MatrixInShared matrix_in_shared(const unsigned* from, int to_next_quad) {
-  return {from, to_next_quad};
-}
-template <class Precision, int columns>
-void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4], MatrixInShared b) {
+template <class Precision, int columns, class T>
+void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4],
+                     const MatrixInShared<T>& b) {
   const int lane = static_cast<int>(threadIdx.x) % warp_threads;
   for (int j = 0; j < columns / 8; ++j) {
-    const unsigned* const word = b.from + (8 * j + lane / 4) * 4 + lane % 4;
-    Arithmetic<float, Precision>::multiply(d[j], a, word[0], word[b.to_next_quad]);
+    const int column = 8 * j + lane / 4;
+    Arithmetic<float, Precision>::multiply(d[j], a, b.word(0, column, lane % 4),
+                                           b.word(1, column, lane % 4));
   }
 }
 inline void begin_products() {}
@@ -127,9 +154,9 @@ class WarpgroupTile {
   __device__ static int row_of(int) { return first_row() + static_cast<int>(threadIdx.x) % 16; }
 
   template <int stages>
-  __device__ void add_packed(const Word* a, const int (&row)[a_rows], const Word* b) {
+  __device__ void add_packed(const Word* a, const int (&row)[a_rows], MatrixInShared<T> b) {
     a += row[0] + static_cast<int>(threadIdx.x) % warp_threads / 16 * 4;
-    b += first_column() * 4;
+    if (groups_down == 1) b = b + first_column() * 4;
     constexpr int halves = stage_words / 8;
     Word of_a[2][halves][4];
     pin_sums();
@@ -142,9 +169,8 @@ class WarpgroupTile {
       begin_products();
 #pragma unroll
       for (int k = 0; k < halves; ++k)
-        multiply_behind<Precision, columns>(
-            sum_, of_a[s % 2][k],
-            matrix_in_shared(b + s * T::packed_size + 2 * k * to_next_quad, to_next_quad));
+        multiply_behind<Precision, columns>(sum_, of_a[s % 2][k],
+                                            b + (s * stage_words + 8 * k) * T::columns);
       close_products();
     }
     wait_for_products<0>();
@@ -157,8 +183,6 @@ class WarpgroupTile {
   }
 
  private:
-  static constexpr int to_next_quad = T::columns * 4;
-
   __device__ static int group() { return static_cast<int>(threadIdx.x) / (4 * warp_threads); }
   __device__ static int first_row() {
     const int warp = static_cast<int>(threadIdx.x) / warp_threads;

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include <deq/backend/cuda/conv/tile.cuh>
+#include <deq/backend/cuda/conv/warpgroup.cuh>
 
 namespace deq::cuda {
 
@@ -58,47 +58,47 @@ class CopiedWeights {
 
 // The copy engine: one thread sets it to work, all may wait.
 
-__device__ inline void begin_arrivals(std::uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(in_shared(barrier)) : "memory");
+__device__ inline void begin_arrivals(SharedPlace barrier) {
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier) : "memory");
 }
 /// The copy engine sees them.
 __device__ inline void show_arrivals() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-__device__ inline void copy_in_bulk(void* shared, const void* global, int bytes,
-                                    std::uint64_t* barrier) {
+__device__ inline void copy_in_bulk(SharedPlace shared, const void* global, int bytes,
+                                    SharedPlace barrier) {
   asm volatile(
       "mbarrier.arrive.expect_tx.shared.b64 _, [%2], %3;\n"
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, [%2];" ::
-          "r"(in_shared(shared)),
-      "l"(global), "r"(in_shared(barrier)), "r"(bytes)
+          "r"(shared),
+      "l"(global), "r"(barrier), "r"(bytes)
       : "memory");
 }
 /// For the copy of this parity.
-__device__ inline void wait_for_arrival(std::uint64_t* barrier, int parity) {
+__device__ inline void wait_for_arrival(SharedPlace barrier, int parity) {
   asm volatile(
       "{.reg .pred there;\n"
       "wait:\n"
       "mbarrier.try_wait.parity.shared.b64 there, [%0], %1;\n"
       "@there bra done;\n"
       "bra wait;\n"
-      "done: }" ::"r"(in_shared(barrier)),
+      "done: }" ::"r"(barrier),
       "r"(parity)
       : "memory");
 }
 
 #else
 
-inline void begin_arrivals(std::uint64_t*) {}
+inline void begin_arrivals(SharedPlace) {}
 inline void show_arrivals() {}
-inline void copy_in_bulk(void* shared, const void* global, int bytes, std::uint64_t*) {
+inline void copy_in_bulk(SharedPlace shared, const void* global, int bytes, SharedPlace) {
   std::memcpy(shared, global, static_cast<std::size_t>(bytes));
 }
-inline void wait_for_arrival(std::uint64_t*, int) {}
+inline void wait_for_arrival(SharedPlace, int) {}
 
 #endif
 
-/// By the copy engine, which needs no thread for it.
+/// By the copy engine, which needs no thread for it; for wgmma.
 template <class T, int taps>
 class WeightsInBulk {
   using Word = typename T::Word;
@@ -108,40 +108,46 @@ class WeightsInBulk {
   static constexpr int count = 3, size = taps * T::packed_size;
 
   __device__ WeightsInBulk(const Word* from, int stages, Word* shared)
-      : from_(from), shared_(shared), left_(stages) {
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < count; ++i) begin_arrivals(barriers() + i);
+      : from_(from),
+        shared_(kept_in_shared(shared)),
+        arrivals_(kept_in_shared(barriers())),
+        left_(stages),
+        leads_(threadIdx.x == 0) {
+    if (leads_) {
+      for (int i = 0; i < count; ++i) begin_arrivals(arrivals_ + i * barrier_bytes);
       show_arrivals();
     }
     __syncthreads();
     for (int i = 0; i + 1 < count; ++i) copy_next();
   }
   __device__ void copy_next() {
-    if (left_-- > 0 && threadIdx.x == 0)
-      copy_in_bulk(shared_ + next_ * size, from_, size * static_cast<int>(sizeof(Word)),
-                   barriers() + next_);
+    if (left_-- > 0 && leads_)
+      copy_in_bulk(shared_ + next_ * bytes, from_, bytes, arrivals_ + next_ * barrier_bytes);
     from_ += size;
     next_ = next_ + 1 < count ? next_ + 1 : 0;
   }
-  __device__ const Word* wait() {
+  __device__ MatrixInShared<T> wait() {
     const int stage = stage_;
-    wait_for_arrival(barriers() + stage, parity_);
+    wait_for_arrival(arrivals_ + stage * barrier_bytes, parity_);
     if (++stage_ == count) {
       stage_ = 0;
       parity_ ^= 1;
     }
-    return shared_ + stage * size;
+    return MatrixInShared<T>(shared_) + stage * size;
   }
 
  private:
+  static constexpr int bytes = size * static_cast<int>(sizeof(Word)),
+                       barrier_bytes = sizeof(std::uint64_t);
   __device__ static std::uint64_t* barriers() {
     __shared__ std::uint64_t arrivals[count];
     return arrivals;
   }
 
   const Word* from_;
-  Word* shared_;
+  SharedPlace shared_, arrivals_;
   int left_, next_ = 0, stage_ = 0, parity_ = 0;
+  bool leads_;
 };
 
 template <class T, int taps>

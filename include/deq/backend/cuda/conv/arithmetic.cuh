@@ -19,14 +19,29 @@ using SharedPlace = unsigned;
 __device__ inline SharedPlace in_shared(const void* p) {
   return static_cast<SharedPlace>(__cvta_generic_to_shared(p));
 }
-/// The same for what all threads of a warp name in a loop. The compiler would work it out again in
-/// every round, from a special register that is slow to read; what has been shuffled it keeps.
-__device__ inline SharedPlace kept_in_shared(const void* p) {
-  return __shfl_sync(0xffffffffu, in_shared(p), 0);
-}
 #else
 using SharedPlace = unsigned char*;
-inline SharedPlace kept_in_shared(void* p) { return static_cast<SharedPlace>(p); }
+inline SharedPlace in_shared(const void* p) {
+  return static_cast<SharedPlace>(const_cast<void*>(p));
+}
+#endif
+/// What all threads of a warp agree on. The compiler keeps it in a register of the warp, where it
+/// would work out again in every round of a loop what depends on special registers.
+__device__ inline int of_warp(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+#ifdef __CUDACC__
+__device__ inline SharedPlace of_warp(SharedPlace place) {
+  return __shfl_sync(0xffffffffu, place, 0);
+}
+/// This thread's number in its warp. Volatile, so that what follows from it is worked out where it
+/// is asked for: kept around a loop it would take registers that are needed inside.
+__device__ inline int lane_here() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+#else
+inline SharedPlace of_warp(SharedPlace place) { return place; }
+inline int lane_here() { return static_cast<int>(threadIdx.x) % warp_threads; }
 #endif
 
 /// Four squares of 8 lines of 4 words from shared memory: thread l gives the address of line l % 8

@@ -46,9 +46,14 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
       grid.y = divide_up(plan.column_tiles, tiles_a_block);
       const auto with_taps = [&](auto taps) {
         grid.shared_bytes = halo_bytes<T, taps>(halo, divide_up(map.channels, T::stage));
-        launch(grid, halo_kernel<T, width, taps, X>, map, segments, halo, samples, x, words,
-               weight.words_of_tile(A::numbers), static_cast<int>(plan.column_tiles),
-               static_cast<int>(tiles_a_block), epilogue);
+        const auto start = [&](auto in_place) {
+          launch(grid, halo_kernel<T, width, taps, in_place, X>, map, segments, halo, samples, x,
+                 words, weight.words_of_tile(A::numbers), static_cast<int>(plan.column_tiles),
+                 static_cast<int>(tiles_a_block), epilogue);
+        };
+        if constexpr (A::tensor_cores && width > 1)
+          if (map.in_patches) return start(std::true_type{});
+        start(std::false_type{});
       };
       if constexpr (width > 1)
         if (map.x.taps == 3) return with_taps(std::integral_constant<int, 3>{});

@@ -37,16 +37,22 @@ struct ConvEpilogue {
       value = as<S>(stored);
       return;
     }
+    // Seldom: one after the other, and from memory, so that the code stays small.
+    S number[n];
 #pragma unroll
+    for (int i = 0; i < n; ++i) number[i] = value.word[i];
+#pragma unroll 1
     for (int i = 0; i < n; ++i) {
-      Pack<S, 1> one{value.word[i]};
-      value.word[i] = 0;
+      Pack<S, 1> one{number[i]};
+      number[i] = 0;
       if (channel + i >= map.out_channels) continue;
       add_parts(one, map, pixel, channel + i, at + i);
       const X stored = X(one.word[0]);
       u[at + i] = stored;
-      value.word[i] = static_cast<S>(stored);
+      number[i] = static_cast<S>(stored);
     }
+#pragma unroll
+    for (int i = 0; i < n; ++i) value.word[i] = number[i];
   }
 
  private:
@@ -76,7 +82,7 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
   using S = typename T::S;
   constexpr int strip_rows = 16, strips = T::rows / strip_rows;
   __shared__ S mean[strips][T::columns], squares[strips][T::columns];
-  const int lane = static_cast<int>(threadIdx.x) % warp_threads;
+  const int lane = lane_here();
   const auto there = [&](const Segments::Row& row) {
     return row.sample < map.samples && row.pixel < map.pixels() && samples.contains(row.sample);
   };

@@ -24,7 +24,11 @@ class HaloPixels : public AlongSum<T, Halo::most> {
       : map_(map), halo_(halo), segments_(segments), first_row_(first_row) {
     const Segments::Row first = segments.row(first_row);
     sample_ = first.sample;
-    line_ = halo.samples > 1 ? 0 : map.by_line.quotient(first.pixel) * map.y.stride;
+    if (halo.samples == 1) {
+      const ImageMap::Pixel pixel = map.pixel(first.pixel);
+      line_ = pixel.line * map.y.stride;
+      if (map.in_patches) column_ = pixel.column * map.x.stride;
+    }
     x_ = x + sample_ * map.in_pixels() * map.channels;
 #pragma unroll
     for (int q = 0; q < all_quads; ++q) {
@@ -32,7 +36,7 @@ class HaloPixels : public AlongSum<T, Halo::most> {
                 in_sample = pixel - sample * halo.of_sample(),
                 down = halo.by_line.quotient(in_sample);
       const int line = down + line_ + map.y.start,
-                column = in_sample - down * halo.width + map.x.start;
+                column = in_sample - down * halo.width + column_ + map.x.start;
       const bool there = pixel < halo.pixels() && sample_ + sample < map.samples &&
                          samples.contains(sample_ + sample) && map.y.inside(line) &&
                          map.x.inside(column);
@@ -40,17 +44,15 @@ class HaloPixels : public AlongSum<T, Halo::most> {
     }
   }
 
-  /// Words of a slice in shared memory.
-  __device__ int size() const { return halo_.pixels() * T::line; }
   /// Where the numbers under the first tap of a row of the tile are in it.
   __device__ int place_of(int row) const {
     const Segments::Row at = segments_.row(first_row_ + row);
     if (at.pixel >= map_.pixels()) return 0;  // the sum is not read, or this is multiplied by 0
     const int sample = static_cast<int>(at.sample - sample_);
-    const int line = map_.by_line.quotient(at.pixel), column = at.pixel - line * map_.x.out;
-    return (sample * halo_.of_sample() + (line * map_.y.stride - line_) * halo_.width +
-            column * map_.x.stride) *
-           T::line;
+    const ImageMap::Pixel pixel = map_.pixel(at.pixel);
+    return (sample * halo_.of_sample() + (pixel.line * map_.y.stride - line_) * halo_.width +
+            pixel.column * map_.x.stride - column_) *
+           4;
   }
 
   // A slice on its way to shared memory while others are multiplied: begin, go_on and finish it.
@@ -72,7 +74,7 @@ class HaloPixels : public AlongSum<T, Halo::most> {
       for (int q = 0; q < all_quads; ++q) {
         if (this->line(q) >= halo_.pixels()) continue;
         const bool there = at_[q] >= 0;
-        copy_behind_if(there && channels_left, Quads::place(q, to), from + (there ? at_[q] : 0));
+        copy_behind_if(there && channels_left, place(q, to), from + (there ? at_[q] : 0));
       }
       close_copies();
     } else {
@@ -112,14 +114,18 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   __device__ void put(const Part& loaded, Word* to) const {
 #pragma unroll
     for (int q = part * quads; q < all_quads && q < (part + 1) * quads; ++q)
-      if (this->line(q) < halo_.pixels()) Quads::put(loaded.quad[q - part * quads], q, to);
+      if (this->line(q) < halo_.pixels())
+        *reinterpret_cast<Quad<Word>*>(place(q, to)) = Quads::words(loaded.quad[q - part * quads]);
+  }
+  __device__ Word* place(int q, Word* to) const {
+    return to + this->line(q) * 4 + this->first() / T::Arithmetic::numbers / 4 * halo_.plane();
   }
 
   const ImageMap& map_;
   const Halo& halo_;
   const Segments& segments_;
-  Index first_row_, sample_;  ///< the first of the tile
-  int line_;                  ///< of the padded image, the first of the halo
+  Index first_row_, sample_;   ///< the first of the tile
+  int line_ = 0, column_ = 0;  ///< of the padded image, the first of the halo
   const X* x_;
   int at_[all_quads];
 };
@@ -128,8 +134,8 @@ class HaloPixels : public AlongSum<T, Halo::most> {
 template <class T, int taps>
 std::size_t halo_bytes(const Halo& halo, int slices) {
   using Weights = CopiedWeights<T, taps>;
-  const auto words = static_cast<std::size_t>(std::min(slices, 2) * halo.pixels() * T::line +
-                                              Weights::count * Weights::size);
+  const auto words =
+      static_cast<std::size_t>(std::min(slices, 2) * halo.size() + Weights::count * Weights::size);
   return words * sizeof(typename T::Word);
 }
 
@@ -139,13 +145,13 @@ inline constexpr int halo_blocks = Pixels::behind ? 3 : 2;
 
 /// Multiplies `taps` taps of a line of the kernel between two barriers. A block takes some tiles of
 /// columns one after the other; it fetches its pixels for each, unless they all find room.
-template <class T, int width, int taps, class X>
+template <class T, int width, int taps, bool in_place, class X>
 __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>))
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const X* x,
                 const typename T::Word* packed, Index words_of_tile, int column_tiles,
                 int tiles_a_block, ConvEpilogue<typename T::S, X> epilogue) {
   using Word = typename T::Word;
-  using Product = TileProduct<T>;
+  using Product = TileProduct<T, in_place>;
   using Weights = TileWeights<T, taps>;
   using Pixels = HaloPixels<T, X, width>;
   static_assert(Weights::count <= CopiedWeights<T, taps>::count);
@@ -158,17 +164,17 @@ __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>
             steps = map.y.taps * map.x.taps / taps;  // of a slice
   const Pixels a(map, halo, segments, samples, x, first_row);
   Word *here = dynamic_shared<Word>() + Weights::count * Weights::size,
-       *there = slices > 1 ? here + a.size() : here;
+       *there = slices > 1 ? here + halo.size() : here;
   Weights weights(packed + first_tile * words_of_tile, (last_tile - first_tile) * slices * steps,
                   dynamic_shared<Word>());
 
   typename Pixels::Part loaded;
   a.begin(0, here, loaded);
-  int row[Product::a_rows];
-#pragma unroll
-  for (int i = 0; i < Product::a_rows; ++i) row[i] = a.place_of(Product::row_of(i));
+  const typename Product::Rows rows([&](int row) { return a.place_of(row); }, halo.plane(),
+                                    halo.width * 4);
   a.go_on(0, here, loaded);
   a.finish(here, loaded);
+  Product::show_rows();
   for (int tile = first_tile; tile < last_tile; ++tile) {
     Product product;
     for (int slice = 0; slice < slices; ++slice) {
@@ -180,23 +186,28 @@ __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>
       int column = 0;
       for (int step = 0; step < steps; ++step) {
         const auto b = weights.wait();
+        product.wait();
         __syncthreads();
         weights.copy_next();
         if (more && step == 0) a.begin(next, there, loaded);
-        product.template add_packed<taps>(under, row, b);
+        product.template add_packed<taps>(under, rows, b);
         if (taps > 1 || ++column == map.x.taps) {  // several are a line of the kernel
           column = 0;
-          under += (halo.width - map.x.taps + taps) * T::line;
+          under += (halo.width - map.x.taps + taps) * 4;
         } else {
-          under += T::line;
+          under += 4;
         }
         if (more && step == (steps - 1) / 2) a.go_on(next, there, loaded);
-        if (more && step == steps - 1) a.finish(there, loaded);
+        if (more && step == steps - 1) {
+          a.finish(there, loaded);
+          Product::show_rows();
+        }
       }
       Word* const before = here;
       here = there;
       there = before;
     }
+    product.wait();
     write_tile<T>(map, segments, samples, first_row, tile * T::columns, epilogue, product);
   }
 }

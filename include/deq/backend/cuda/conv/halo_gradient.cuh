@@ -29,7 +29,8 @@ class HaloCotangents {
       const Segments::Row at = segments_.row(first_row + row);
       const bool there =
           at.sample < map_.samples && at.pixel < map_.pixels() && output_ < map_.out_channels;
-      const Index place = (at.sample * map_.pixels() + at.pixel) * map_.out_channels + output_;
+      const Index place =
+          (at.sample * map_.out_pixels + map_.place(at.pixel)) * map_.out_channels + output_;
       copy_behind_if(there, to + row * line + pack() * 4, there ? dy_ + place : dy_);
     }
   }
@@ -47,7 +48,7 @@ class HaloCotangents {
 /// its rows are in the halo.
 template <class T>
 DEQ_HOST_DEVICE int gradient_words(const Halo& halo) {
-  return halo.pixels() * T::line + T::rows * HaloCotangents<T>::line + T::rows;
+  return halo.size() + T::rows * HaloCotangents<T>::line + T::rows;
 }
 
 /// parts[blockIdx.z] = the sums over `tiles` tiles of pixels from blockIdx.z * tiles on, for a
@@ -75,11 +76,11 @@ __global__ void __launch_bounds__(threads, 2)
             warp = static_cast<int>(threadIdx.x) / warp_threads;
   const int channel = warp % 2 * 16, output = warp / 2 * 16;
   // Which line of which square this thread names to load_squares_transposed.
-  const int row_of_a = lane / 16 * 8 + lane % 8, word_of_a = channel / 2 + lane / 8 % 2 * 4;
+  const int row_of_a = lane / 16 * 8 + lane % 8, quad_of_a = channel / 8 + lane / 8 % 2;
   const int row_of_b = lane % 16, word_of_b = output / 2 + lane / 16 * 4;
 
   const auto tile_at = [&](int tile) { return shared + tile % 2 * gradient_words<T>(halo); };
-  const auto cotangents_at = [&](int tile) { return tile_at(tile) + halo.pixels() * T::line; };
+  const auto cotangents_at = [&](int tile) { return tile_at(tile) + halo.size(); };
   const auto places_at = [&](int tile) {
     return reinterpret_cast<int*>(cotangents_at(tile) + T::rows * Cotangents::line);
   };
@@ -101,14 +102,15 @@ __global__ void __launch_bounds__(threads, 2)
     if (tile + 1 < last) copy_tile(tile + 1);
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      const Word* const pixel = tile_at(tile) + places_at(tile)[16 * step + row_of_a] + word_of_a;
+      const Word* const pixel =
+          tile_at(tile) + places_at(tile)[16 * step + row_of_a] + quad_of_a * halo.plane();
       Word right[4];
       load_squares_transposed(
           right, cotangents_at(tile) + (16 * step + row_of_b) * Cotangents::line + word_of_b);
 #pragma unroll
       for (int tap = 0; tap < side * side; ++tap) {
         Word left[4];
-        load_squares_transposed(left, pixel + (tap / side * halo.width + tap % side) * T::line);
+        load_squares_transposed(left, pixel + (tap / side * halo.width + tap % side) * 4);
 #pragma unroll
         for (int j = 0; j < 2; ++j)
           T::Arithmetic::multiply(sum[tap][j], left, right[2 * j], right[2 * j + 1]);

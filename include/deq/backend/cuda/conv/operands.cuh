@@ -65,11 +65,15 @@ struct AlongSum {
   }
 
   template <class X, int width>
-  __device__ static void put(const Numbers<X, 4 * numbers, width>& loaded, int q, Word* to) {
+  __device__ static Quad<Word> words(const Numbers<X, 4 * numbers, width>& loaded) {
     Quad<Word> quad;
 #pragma unroll
     for (int i = 0; i < 4; ++i) quad.word[i] = loaded.template word<typename T::Arithmetic>(i);
-    if (present(q)) *reinterpret_cast<Quad<Word>*>(place(q, to)) = quad;
+    return quad;
+  }
+  template <class X, int width>
+  __device__ static void put(const Numbers<X, 4 * numbers, width>& loaded, int q, Word* to) {
+    if (present(q)) *reinterpret_cast<Quad<Word>*>(place(q, to)) = words(loaded);
   }
 };
 
@@ -162,8 +166,9 @@ class Patches : public AlongSum<T, T::rows> {
       const bool there =
           row.sample < map.samples && row.pixel < map.pixels() && samples.contains(row.sample);
       image_[q] = there ? x + row.sample * map.in_pixels() * map.channels : nullptr;
-      line_[q] = map.y.origin(row.pixel / map.x.out);
-      column_[q] = map.x.origin(row.pixel % map.x.out);
+      const ImageMap::Pixel pixel = map.pixel(row.pixel);
+      line_[q] = map.y.origin(pixel.line);
+      column_[q] = map.x.origin(pixel.column);
     }
 #pragma unroll
     for (int i = 0; i < taps; ++i) tap_[i] = Tap(map, this->first() + i * width);

@@ -66,10 +66,15 @@ struct ImageMap {
       return static_cast<unsigned>(line) < static_cast<unsigned>(in);
     }
   };
+  /// Pixels are taken line by line or, where that can be, in patches of side x side, so that those
+  /// under eight neighbouring rows of A lie together, and such eights all equally far apart.
+  static constexpr int side = 8, patch = side * side;
+
   int samples, channels, out_channels;
   Axis y, x;
   int out_width, out_pixels;  ///< of the whole output
-  Divisor by_line;            ///< pixels of a line of this phase
+  bool in_patches;            ///< two of a tile are neighbours in a line, or of two samples
+  Divisor by_line;            ///< pixels, or patches, of a line of this phase
 
   /// Phases of a convolution, or of its transpose.
   static int phases(const Conv2dGeometry& g, bool transpose) {
@@ -88,7 +93,9 @@ struct ImageMap {
                     : Axis::forward(g.width, g.out_width(), g.kernel_width, g.stride, g.padding)),
         out_width(static_cast<int>(transpose ? g.width : g.out_width())),
         out_pixels(static_cast<int>(transpose ? g.in_pixels() : g.out_pixels())),
-        by_line(std::max(x.out, 1)) {
+        in_patches(y.stride == 1 && x.stride == 1 && y.out > 0 && y.out % side == 0 &&
+                   (x.out % (2 * side) == 0 || (x.out == side && y.out == side))),
+        by_line(std::max(in_patches ? x.out / side : x.out, 1)) {
     constexpr Index most = std::numeric_limits<int>::max();
     require(g.samples <= most && g.in_channels * g.in_pixels() <= most &&
                 g.out_channels * g.out_pixels() <= most && g.patch() <= most &&
@@ -105,10 +112,23 @@ struct ImageMap {
   DEQ_HOST_DEVICE int in_pixels() const { return y.in * x.in; }
   /// Pixels that this phase writes.
   DEQ_HOST_DEVICE int pixels() const { return y.out * x.out; }
-  /// Where pixel p of the phase is in the whole output.
+  struct Pixel {
+    int line, column;
+  };
+  /// Number p of the pixels of this phase.
+  DEQ_HOST_DEVICE Pixel pixel(int p) const {
+    if (!in_patches) {
+      const int line = by_line.quotient(p);
+      return {line, p - line * x.out};
+    }
+    const int number = p / patch, down = by_line.quotient(number),
+              across = number - down * (x.out / side);
+    return {down * side + p % patch / side, across * side + p % side};
+  }
+  /// Where it is in the whole output.
   DEQ_HOST_DEVICE int place(int p) const {
-    const int line = by_line.quotient(p), column = p - line * x.out;
-    return (line * y.out_step + y.out_first) * out_width + column * x.out_step + x.out_first;
+    const Pixel at = pixel(p);
+    return (at.line * y.out_step + y.out_first) * out_width + at.column * x.out_step + x.out_first;
   }
 };
 
@@ -148,7 +168,8 @@ struct Segments {
 
 /// The pixels of the input that a tile of output pixels sees under all taps of the kernel, fetched
 /// once for all of them, a slice of the channels at a time. Of every sample that the tile has
-/// pixels of they are a rectangle.
+/// pixels of they are a rectangle. In shared memory a slice is a plane of pixels for every quad of
+/// words, so that the pixels under eight neighbouring rows lie together.
 struct Halo {
   /// Pixels that a tile has room for.
   static constexpr int most = 384;
@@ -162,15 +183,18 @@ struct Halo {
     const int rows_of_sample = segments.a_sample * segments.rows;
     if (rows_of_sample == 0) return;
     // Tiles that begin anywhere in a sample see all lines of each.
-    int lines = map.y.out;
-    if (rows_of_sample % rows != 0)
+    int lines = map.y.out, columns = map.x.out;
+    if (rows_of_sample % rows != 0) {
       samples =
           rows % rows_of_sample == 0 ? rows / rows_of_sample : (rows - 2) / rows_of_sample + 2;
-    else
-      lines =
-          std::min(lines, rows % map.x.out == 0 ? rows / map.x.out : (rows - 2) / map.x.out + 2);
+    } else if (map.in_patches) {
+      lines = ImageMap::side;
+      columns = rows / ImageMap::side;
+    } else {
+      lines = std::min(lines, rows % columns == 0 ? rows / columns : (rows - 2) / columns + 2);
+    }
     height = (lines - 1) * map.y.stride + map.y.taps;
-    width = (map.x.out - 1) * map.x.stride + map.x.taps;
+    width = (columns - 1) * map.x.stride + map.x.taps;
     if (!fits()) return;
     by_sample = Divisor(std::max(of_sample(), 1));
     by_line = Divisor(std::max(width, 1));
@@ -179,6 +203,9 @@ struct Halo {
   bool fits() const { return Index{height} * width * samples <= most; }
   DEQ_HOST_DEVICE int of_sample() const { return height * width; }
   DEQ_HOST_DEVICE int pixels() const { return samples * of_sample(); }
+  /// Words of a plane, and of all planes of a slice.
+  DEQ_HOST_DEVICE int plane() const { return pixels() * 4; }
+  DEQ_HOST_DEVICE int size() const { return plane() * (stage_words / 4); }
 
   /// Rows of the largest tile whose halo finds room, 128 or 64; 0: none does, or there are too few
   /// channels for a slice. No matter how many samples there are.

@@ -76,9 +76,7 @@ struct Tile {
       load();
       put(0);
     }
-    int row[a_rows];
-#pragma unroll
-    for (int i = 0; i < a_rows; ++i) row[i] = row_of(i) * line;
+    Rows rows_of_a([](int row) { return row * line; }, 4);
     for (int s = 0; s < stages; ++s) {
       __syncthreads();
       if (s + 1 < stages) {
@@ -87,75 +85,90 @@ struct Tile {
         load();
       }
       const Word* const from = shared + (s % 2) * (a_size + b_size);
-      add_stage<line, 4>(from, row, from + a_size);
+      add_stage<line, 4>(from, rows_of_a, from + a_size);
       if (s + 1 < stages) put(s + 1);
     }
     __syncthreads();  // shared memory may be used for something else
   }
 
-  /// Rows of A that this thread reads, and which they are.
-  static constexpr int a_rows = A::tensor_cores ? down : 2 * down;
-  __device__ static int row_of(int i) {
-    const Place at;
-    return A::tensor_cores ? at.row + 16 * i + static_cast<int>(threadIdx.x) % 16
-                           : at.row + 8 * i + at.group;
-  }
-  /// sum += A B over stages whose rows of A begin one line after the other, and whose B is packed:
+  /// The rows of A that this thread reads: where they begin, and how far it is from one quad of
+  /// words of each to the next.
+  struct Rows {
+    static constexpr int count = A::tensor_cores ? down : 2 * down;
+    int place[count], to_quad;
+
+    /// place_of(row): in words. Eight neighbours need not be equally far apart.
+    template <class PlaceOf>
+    __device__ Rows(PlaceOf&& place_of, int to_next_quad, int /*to_next_eight*/ = 0)
+        : to_quad(to_next_quad) {
+      const Place at;
+#pragma unroll
+      for (int i = 0; i < count; ++i)
+        place[i] = place_of(A::tensor_cores ? at.row + 16 * i + static_cast<int>(threadIdx.x) % 16
+                                            : at.row + 8 * i + at.group);
+    }
+  };
+  /// sum += A B over stages whose rows of A begin one quad after the other, and whose B is packed:
   /// the columns of a quad of words are neighbours.
   template <int stages>
-  __device__ void add_packed(const Word* a, const int (&row)[a_rows], const Word* b) {
+  __device__ void add_packed(const Word* a, const Rows& of_a, const Word* b) {
 #pragma unroll
     for (int s = 0; s < stages; ++s)
-      add_stage<4, 4 * columns>(a + s * line, row, b + s * packed_size);
+      add_stage<4, 4 * columns>(a + 4 * s, of_a, b + s * packed_size);
   }
   static constexpr int packed_size = columns * stage_words;
+  // As those of WarpgroupTile, which is not done when add_packed returns.
+  __device__ void wait() {}
+  __device__ static void show_rows() {}
 
-  /// sum += A B over one stage: row i of this thread begins at a + row[i], column j of B at b + j
-  /// to_column, its next quad of words to_quad after it.
+  /// sum += A B over one stage: column j of B at b + j to_column, its next quad of words to_quad
+  /// after it.
   template <int to_column, int to_quad>
-  __device__ void add_stage(const Word* a, const int (&row)[a_rows], const Word* b) {
+  __device__ void add_stage(const Word* a, const Rows& of_a, const Word* b) {
     const Place at;
     if constexpr (A::tensor_cores) {
       const int lane = static_cast<int>(threadIdx.x) % warp_threads;
       // Which line of which square this thread names to load_squares.
-      a += lane / 16 * 4;
+      a += lane / 16 * of_a.to_quad;
       b += (at.column + lane % 8 + lane / 16 * 8) * to_column + lane / 8 % 2 * to_quad;
 #pragma unroll
       for (int k = 0; k < stage_words; k += 8) {
-        Word of_a[down][4], of_b[across / 2][4];
+        Word left[down][4], right[across / 2][4];
 #pragma unroll
-        for (int i = 0; i < down; ++i) load_squares(of_a[i], a + row[i] + k);
+        for (int i = 0; i < down; ++i)
+          load_squares(left[i], a + of_a.place[i] + k / 4 * of_a.to_quad);
 #pragma unroll
         for (int j = 0; j < across / 2; ++j)
-          load_squares(of_b[j], b + 16 * j * to_column + k / 4 * to_quad);
+          load_squares(right[j], b + 16 * j * to_column + k / 4 * to_quad);
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll
           for (int j = 0; j < across; ++j) {
-            const Word* const column = of_b[j / 2] + j % 2 * 2;
-            A::multiply(sum[i][j], of_a[i], column[0], column[1]);
+            const Word* const column = right[j / 2] + j % 2 * 2;
+            A::multiply(sum[i][j], left[i], column[0], column[1]);
           }
       }
     } else {
       b += (at.column + 2 * at.in_group) * to_column;
 #pragma unroll 4
       for (int k = 0; k < stage_words; ++k) {
-        S of_a[down][2], of_b[across][2];
+        S left[down][2], right[across][2];
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll
-          for (int r = 0; r < 2; ++r) of_a[i][r] = a[row[2 * i + r] + k];
+          for (int r = 0; r < 2; ++r)
+            left[i][r] = a[of_a.place[2 * i + r] + k / 4 * of_a.to_quad + k % 4];
 #pragma unroll
         for (int j = 0; j < across; ++j)
 #pragma unroll
           for (int r = 0; r < 2; ++r)
-            of_b[j][r] = b[(8 * j + r) * to_column + k / 4 * to_quad + k % 4];
+            right[j][r] = b[(8 * j + r) * to_column + k / 4 * to_quad + k % 4];
 #pragma unroll
         for (int i = 0; i < down; ++i)
 #pragma unroll
           for (int j = 0; j < across; ++j)
 #pragma unroll
-            for (int r = 0; r < 4; ++r) sum[i][j][r] += of_a[i][r / 2] * of_b[j][r % 2];
+            for (int r = 0; r < 4; ++r) sum[i][j][r] += left[i][r / 2] * right[j][r % 2];
       }
     }
   }

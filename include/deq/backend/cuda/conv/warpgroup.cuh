@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Products by wgmma, of groups of four warps: A comes from registers, B from where it lies in
-// shared memory, and the tensor cores run at the full rate of Hopper (sm_90a). In words the layout
-// of both is the same for all precisions: of A as for mma.sync (arithmetic.cuh), of B quads of
-// words along the sum, eight columns of a quad together (PTX ISA, "wgmma", K-major without
-// swizzling).
+// Products by wgmma, of groups of four warps: B comes from where it lies in shared memory, A from
+// there too, or from registers, and the tensor cores run at the full rate of Hopper (sm_90a). In
+// words the layout is the same for all precisions: in registers as for mma.sync (arithmetic.cuh),
+// in shared memory quads of words along the sum, eight rows of A or columns of B together (PTX ISA,
+// "wgmma", K-major without swizzling).
 #pragma once
 
 #include <cstdint>
@@ -18,79 +18,98 @@ namespace deq::cuda {
 
 #ifdef __CUDACC__
 
-/// The packed weight of a tile T from some place on, as wgmma wants to be told: where it is, and
-/// how far it is from one quad of words of the sum to the next and from eight columns to the next.
-template <class T>
-class MatrixInShared {
-  static constexpr int access = sizeof(Quad<unsigned>), to_next_quad = T::columns * access,
-                       to_eight_columns = 8 * access;
-
+/// Lines along the sum, rows of A or columns of B, as wgmma wants to be told: where they are, and
+/// how far it is, in words, from one quad of the sum to the next and from eight lines to the next.
+class LinesInShared {
  public:
-  __device__ explicit MatrixInShared(SharedPlace from)
-      : place_((from & 0x3ffff) / access | to_next_quad / access << 16) {}
-  /// So many words on.
-  __device__ MatrixInShared operator+(int words) const {
-    MatrixInShared on = *this;
+  __device__ LinesInShared(SharedPlace from, int to_next_quad, int to_next_eight)
+      : place_((from & 0x3ffff) / 16 | static_cast<unsigned>(to_next_quad) / 4 << 16),
+        to_next_eight_(static_cast<unsigned>(to_next_eight) / 4) {}
+  /// So many words on, a multiple of a quad.
+  __device__ LinesInShared operator+(int words) const {
+    LinesInShared on = *this;
     on.place_ += static_cast<unsigned>(words) / 4;
     return on;
   }
   __device__ std::uint64_t descriptor() const {
-    return std::uint64_t{to_eight_columns / access} << 32 | place_;
+    return std::uint64_t{to_next_eight_} << 32 | place_;
   }
 
  private:
-  unsigned place_;
+  unsigned place_, to_next_eight_;
 };
 
-// The operands of wgmma are the same for all precisions.
-#define DEQ_MULTIPLY_32(shape, flags)                                                             \
+// The operands of wgmma are the same for all precisions: the sums, A, B, and whether to add.
+#define DEQ_MULTIPLY_32(shape, a_and_b, add, flags, ...)                                          \
   asm volatile(                                                                                   \
       "{.reg .pred add;\n"                                                                        \
-      "setp.ne.b32 add, %21, 0;\n"                                                                \
+      "setp.ne.b32 add, " add                                                                     \
+      ", 0;\n"                                                                                    \
       "wgmma.mma_async.sync.aligned.m64n32" shape                                                 \
       " {"                                                                                        \
       "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"                                     \
-      "}, {%16,%17,%18,%19}, %20, add, " flags ";}\n"                                             \
+      "}, " a_and_b ", add, " flags ";}\n"                                                        \
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), \
         "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
         "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])                                \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
-#define DEQ_MULTIPLY_64(shape, flags)                                                             \
+      : __VA_ARGS__, "l"(b.descriptor()), "r"(1))
+#define DEQ_MULTIPLY_64(shape, a_and_b, add, flags, ...)                                          \
   asm volatile(                                                                                   \
       "{.reg .pred add;\n"                                                                        \
-      "setp.ne.b32 add, %37, 0;\n"                                                                \
+      "setp.ne.b32 add, " add                                                                     \
+      ", 0;\n"                                                                                    \
       "wgmma.mma_async.sync.aligned.m64n64" shape                                                 \
       " {"                                                                                        \
       "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                    \
       "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"                           \
-      "}, {%32,%33,%34,%35}, %36, add, " flags ";}\n"                                             \
+      "}, " a_and_b ", add, " flags ";}\n"                                                        \
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), \
         "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
         "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), \
         "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), \
         "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]), \
         "+f"(d[7][2]), "+f"(d[7][3])                                                              \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
+      : __VA_ARGS__, "l"(b.descriptor()), "r"(1))
 
 /// d += a b, 64 rows of a group of warps by `columns`; runs behind until wait_for_products.
-template <class Precision, int columns, class T>
+template <class Precision, int columns>
 __device__ void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4],
-                                const MatrixInShared<T>& from) {
-  const std::uint64_t b = from.descriptor();
+                                const LinesInShared& b) {
   static_assert(columns == 32 || columns == 64);
   constexpr bool bf16 = std::is_same_v<Precision, Bf16>;
+#define DEQ_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
   if constexpr (columns == 32 && bf16)
-    DEQ_MULTIPLY_32("k16.f32.bf16.bf16", "1, 1, 0");
+    DEQ_MULTIPLY_32("k16.f32.bf16.bf16", "{%16,%17,%18,%19}, %20", "%21", "1, 1, 0", DEQ_A);
   else if constexpr (columns == 32)
-    DEQ_MULTIPLY_32("k8.f32.tf32.tf32", "1, 1");
+    DEQ_MULTIPLY_32("k8.f32.tf32.tf32", "{%16,%17,%18,%19}, %20", "%21", "1, 1", DEQ_A);
   else if constexpr (bf16)
-    DEQ_MULTIPLY_64("k16.f32.bf16.bf16", "1, 1, 0");
+    DEQ_MULTIPLY_64("k16.f32.bf16.bf16", "{%32,%33,%34,%35}, %36", "%37", "1, 1, 0", DEQ_A);
   else
-    DEQ_MULTIPLY_64("k8.f32.tf32.tf32", "1, 1");
+    DEQ_MULTIPLY_64("k8.f32.tf32.tf32", "{%32,%33,%34,%35}, %36", "%37", "1, 1", DEQ_A);
+#undef DEQ_A
+}
+/// The same of rows of A that lie in shared memory.
+template <class Precision, int columns>
+__device__ void multiply_behind(float (&d)[columns / 8][4], const LinesInShared& a,
+                                const LinesInShared& b) {
+  constexpr bool bf16 = std::is_same_v<Precision, Bf16>;
+  if constexpr (columns == 32 && bf16)
+    DEQ_MULTIPLY_32("k16.f32.bf16.bf16", "%16, %17", "%18", "1, 1, 0, 0", "l"(a.descriptor()));
+  else if constexpr (columns == 32)
+    DEQ_MULTIPLY_32("k8.f32.tf32.tf32", "%16, %17", "%18", "1, 1", "l"(a.descriptor()));
+  else if constexpr (bf16)
+    DEQ_MULTIPLY_64("k16.f32.bf16.bf16", "%32, %33", "%34", "1, 1, 0, 0", "l"(a.descriptor()));
+  else
+    DEQ_MULTIPLY_64("k8.f32.tf32.tf32", "%32, %33", "%34", "1, 1", "l"(a.descriptor()));
 }
 #undef DEQ_MULTIPLY_32
 #undef DEQ_MULTIPLY_64
 
+/// What this thread has written to shared memory is there for the products of those that it meets
+/// at a barrier.
+__device__ inline void show_to_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 /// What was written to registers is there for the products.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 /// Those since the last call are a group.
@@ -107,32 +126,42 @@ __device__ inline void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
 
 #else
 
-template <class T>
-class MatrixInShared {
+class LinesInShared {
  public:
-  explicit MatrixInShared(SharedPlace from) : from_(reinterpret_cast<const unsigned*>(from)) {}
-  MatrixInShared operator+(int words) const {
-    MatrixInShared on = *this;
+  LinesInShared(SharedPlace from, int to_next_quad, int to_next_eight)
+      : from_(reinterpret_cast<const unsigned*>(from)),
+        to_next_quad_(to_next_quad),
+        to_next_eight_(to_next_eight) {}
+  LinesInShared operator+(int words) const {
+    LinesInShared on = *this;
     on.from_ += words;
     return on;
   }
-  unsigned word(int quad, int column, int i) const {
-    return from_[(quad * T::columns + column) * 4 + i];
+  unsigned word(int line, int i) const {
+    return from_[line / 8 * to_next_eight_ + line % 8 * 4 + i / 4 * to_next_quad_ + i % 4];
   }
 
  private:
   const unsigned* from_;
+  int to_next_quad_, to_next_eight_;
 };
-template <class Precision, int columns, class T>
-void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4],
-                     const MatrixInShared<T>& b) {
+template <class Precision, int columns>
+void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4], const LinesInShared& b) {
   const int lane = static_cast<int>(threadIdx.x) % warp_threads;
   for (int j = 0; j < columns / 8; ++j) {
-    const int column = 8 * j + lane / 4;
-    Arithmetic<float, Precision>::multiply(d[j], a, b.word(0, column, lane % 4),
-                                           b.word(1, column, lane % 4));
+    const int column = 8 * j + lane / 4, i = lane % 4;
+    Arithmetic<float, Precision>::multiply(d[j], a, b.word(column, i), b.word(column, i + 4));
   }
 }
+template <class Precision, int columns>
+void multiply_behind(float (&d)[columns / 8][4], const LinesInShared& a, const LinesInShared& b) {
+  const int thread = static_cast<int>(threadIdx.x), i = thread % 4,
+            row = thread / warp_threads % 4 * 16 + thread % warp_threads / 4;
+  const unsigned words[4] = {a.word(row, i), a.word(row + 8, i), a.word(row, i + 4),
+                             a.word(row + 8, i + 4)};
+  multiply_behind<Precision, columns>(d, words, b);
+}
+inline void show_to_products() {}
 inline void begin_products() {}
 inline void close_products() {}
 template <int left>
@@ -141,8 +170,9 @@ inline void pin(float&) {}
 
 #endif
 
-/// The tile T of sums, by two groups of four warps, each of 64 rows and some of the columns.
-template <class T, class Precision>
+/// The tile T of sums, by two groups of four warps, each of 64 rows and some of the columns. Rows
+/// of A are read where they lie, if eights of them are equally far apart (`in_place`).
+template <class T, class Precision, bool in_place>
 class WarpgroupTile {
   using S = typename T::S;
   using Word = typename T::Word;
@@ -150,31 +180,62 @@ class WarpgroupTile {
 
  public:
   // As those of Tile.
-  static constexpr int a_rows = 1;
-  __device__ static int row_of(int) { return first_row() + static_cast<int>(threadIdx.x) % 16; }
+  struct Rows {
+    int place, to_quad, to_eight;
+
+    template <class PlaceOf>
+    __device__ Rows(PlaceOf&& place_of, int to_next_quad, int to_next_eight)
+        : to_quad(to_next_quad), to_eight(to_next_eight) {
+      if constexpr (in_place)
+        place = of_warp(place_of(first_row() / 64 * 64));
+      else
+        place = place_of(first_row() + static_cast<int>(threadIdx.x) % 16) +
+                static_cast<int>(threadIdx.x) % warp_threads / 16 * to_quad;
+    }
+  };
 
   template <int stages>
-  __device__ void add_packed(const Word* a, const int (&row)[a_rows], MatrixInShared<T> b) {
-    a += row[0] + static_cast<int>(threadIdx.x) % warp_threads / 16 * 4;
-    if (groups_down == 1) b = b + first_column() * 4;
+  __device__ void add_packed(const Word* a, const Rows& of_a, LinesInShared b) {
+    if constexpr (groups_down == 1) b = b + of_warp(first_column()) * 4;
     constexpr int halves = stage_words / 8;
-    Word of_a[2][halves][4];
     pin_sums();
-#pragma unroll
-    for (int s = 0; s < stages; ++s) {
-      // While the tensor cores have the stage before.
-      if (s >= 2) wait_for_products<1>();
-#pragma unroll
-      for (int k = 0; k < halves; ++k) load_squares(of_a[s % 2][k], a + s * T::line + 8 * k);
+    if constexpr (in_place) {
+      const LinesInShared rows(in_shared(a + of_a.place), of_a.to_quad, of_a.to_eight);
       begin_products();
 #pragma unroll
-      for (int k = 0; k < halves; ++k)
-        multiply_behind<Precision, columns>(sum_, of_a[s % 2][k],
-                                            b + (s * stage_words + 8 * k) * T::columns);
+      for (int s = 0; s < stages; ++s)
+#pragma unroll
+        for (int k = 0; k < halves; ++k)
+          multiply_behind<Precision, columns>(sum_, rows + (4 * s + 2 * k * of_a.to_quad),
+                                              b + (s * stage_words + 8 * k) * T::columns);
       close_products();
+    } else {
+      Word of_row[2][halves][4];
+#pragma unroll
+      for (int s = 0; s < stages; ++s) {
+        // While the tensor cores have the stage before.
+        if (s >= 2) wait_for_products<1>();
+#pragma unroll
+        for (int k = 0; k < halves; ++k)
+          load_squares(of_row[s % 2][k], a + of_a.place + 4 * s + 2 * k * of_a.to_quad);
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < halves; ++k)
+          multiply_behind<Precision, columns>(sum_, of_row[s % 2][k],
+                                              b + (s * stage_words + 8 * k) * T::columns);
+        close_products();
+      }
+      wait();
     }
+  }
+  /// Everything is added, and what it was made of may be overwritten.
+  __device__ void wait() {
     wait_for_products<0>();
     pin_sums();
+  }
+  /// What this thread has written is there for the others when they have met at a barrier.
+  __device__ static void show_rows() {
+    if constexpr (in_place) show_to_products();
   }
 
   template <class Body>
@@ -200,11 +261,12 @@ class WarpgroupTile {
 };
 
 /// Who multiplies in a tile T.
-template <class T>
-using TileProduct = std::conditional_t<T::Arithmetic::tensor_cores,
-                                       WarpgroupTile<T, typename T::Arithmetic::Precision>, T>;
+template <class T, bool in_place>
+using TileProduct =
+    std::conditional_t<T::Arithmetic::tensor_cores,
+                       WarpgroupTile<T, typename T::Arithmetic::Precision, in_place>, T>;
 #else
-template <class T>
+template <class T, bool in_place>
 using TileProduct = T;
 #endif
 

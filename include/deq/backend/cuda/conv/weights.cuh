@@ -61,10 +61,6 @@ class CopiedWeights {
 __device__ inline void begin_arrivals(SharedPlace barrier) {
   asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier) : "memory");
 }
-/// The copy engine sees them.
-__device__ inline void show_arrivals() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
 __device__ inline void copy_in_bulk(SharedPlace shared, const void* global, int bytes,
                                     SharedPlace barrier) {
   asm volatile(
@@ -90,7 +86,6 @@ __device__ inline void wait_for_arrival(SharedPlace barrier, int parity) {
 #else
 
 inline void begin_arrivals(SharedPlace) {}
-inline void show_arrivals() {}
 inline void copy_in_bulk(SharedPlace shared, const void* global, int bytes, SharedPlace) {
   std::memcpy(shared, global, static_cast<std::size_t>(bytes));
 }
@@ -109,13 +104,13 @@ class WeightsInBulk {
 
   __device__ WeightsInBulk(const Word* from, int stages, Word* shared)
       : from_(from),
-        shared_(kept_in_shared(shared)),
-        arrivals_(kept_in_shared(barriers())),
+        shared_(of_warp(in_shared(shared))),
+        arrivals_(of_warp(in_shared(barriers()))),
         left_(stages),
         leads_(threadIdx.x == 0) {
     if (leads_) {
       for (int i = 0; i < count; ++i) begin_arrivals(arrivals_ + i * barrier_bytes);
-      show_arrivals();
+      show_to_products();  // and to the copy engine
     }
     __syncthreads();
     for (int i = 0; i + 1 < count; ++i) copy_next();
@@ -126,14 +121,14 @@ class WeightsInBulk {
     from_ += size;
     next_ = next_ + 1 < count ? next_ + 1 : 0;
   }
-  __device__ MatrixInShared<T> wait() {
+  __device__ LinesInShared wait() {
     const int stage = stage_;
     wait_for_arrival(arrivals_ + stage * barrier_bytes, parity_);
     if (++stage_ == count) {
       stage_ = 0;
       parity_ ^= 1;
     }
-    return MatrixInShared<T>(shared_) + stage * size;
+    return LinesInShared(shared_, 4 * T::columns, 4 * 8) + stage * size;
   }
 
  private:

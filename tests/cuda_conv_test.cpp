@@ -335,7 +335,7 @@ TEST_CASE("Tiles cover the product, and are small where large ones would be few"
         CHECK((plan.column_tiles - 1) * plan.columns < columns);
         constexpr Index multiple = cuda::PackedWeight::column_multiple;
         CHECK(plan.column_tiles * plan.columns <= (columns + multiple - 1) / multiple * multiple);
-        if (plan.rows == 64) CHECK((rows + 127) / 128 * plan.column_tiles < 2 * processors);
+        if (plan.rows == 64) CHECK(2 * ((rows + 127) / 128) * plan.column_tiles < processors);
       }
 }
 

@@ -23,24 +23,27 @@ class HaloPixels : public AlongSum<T, Halo::most> {
                         RowSet samples, const X* x, Index first_row)
       : map_(map), halo_(halo), segments_(segments), first_row_(first_row) {
     const Segments::Row first = segments.row(first_row);
-    sample_ = first.sample;
+    sample_ = static_cast<int>(first.sample);
     if (halo.samples == 1) {
       const ImageMap::Pixel pixel = map.pixel(first.pixel);
       line_ = pixel.line * map.y.stride;
       if (map.in_patches) column_ = pixel.column * map.x.stride;
     }
-    x_ = x + sample_ * map.in_pixels() * map.channels;
+    x_ = x + first.sample * map.in_pixels() * map.channels;
 #pragma unroll
     for (int q = 0; q < all_quads; ++q) {
+      at_[q] = nowhere;
+      if (nobody_has(q)) continue;
       const int pixel = this->line(q), sample = halo.by_sample.quotient(pixel),
                 in_sample = pixel - sample * halo.of_sample(),
                 down = halo.by_line.quotient(in_sample);
+      if (pixel >= halo.pixels()) continue;
       const int line = down + line_ + map.y.start,
                 column = in_sample - down * halo.width + column_ + map.x.start;
-      const bool there = pixel < halo.pixels() && sample_ + sample < map.samples &&
-                         samples.contains(sample_ + sample) && map.y.inside(line) &&
-                         map.x.inside(column);
-      at_[q] = there ? (sample * map.in_pixels() + line * map.x.in + column) * map.channels : -1;
+      const bool there = sample_ + sample < map.samples && samples.contains(sample_ + sample) &&
+                         map.y.inside(line) && map.x.inside(column);
+      at_[q] =
+          there ? (sample * map.in_pixels() + line * map.x.in + column) * map.channels : outside;
     }
   }
 
@@ -48,7 +51,7 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   __device__ int place_of(int row) const {
     const Segments::Row at = segments_.row(first_row_ + row);
     if (at.pixel >= map_.pixels()) return 0;  // the sum is not read, or this is multiplied by 0
-    const int sample = static_cast<int>(at.sample - sample_);
+    const int sample = static_cast<int>(at.sample) - sample_;
     const ImageMap::Pixel pixel = map_.pixel(at.pixel);
     return (sample * halo_.of_sample() + (pixel.line * map_.y.stride - line_) * halo_.width +
             pixel.column * map_.x.stride - column_) *
@@ -69,12 +72,13 @@ class HaloPixels : public AlongSum<T, Halo::most> {
     if constexpr (behind) {
       const int first = slice * T::stage + this->first();
       const bool channels_left = first < map_.channels;
-      const X* const from = x_ + (channels_left ? first : 0);
+      const X* const from = x_ + first;  // of what is outside nothing is read
+      Word* const place = to + this->place();
 #pragma unroll
       for (int q = 0; q < all_quads; ++q) {
-        if (this->line(q) >= halo_.pixels()) continue;
-        const bool there = at_[q] >= 0;
-        copy_behind_if(there && channels_left, place(q, to), from + (there ? at_[q] : 0));
+        if (nobody_has(q)) break;
+        if (at_[q] != nowhere)
+          copy_behind_if(at_[q] >= 0 && channels_left, place + q * to_next_line, from + at_[q]);
       }
       close_copies();
     } else {
@@ -112,19 +116,28 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   }
   template <int part>
   __device__ void put(const Part& loaded, Word* to) const {
+    to += place();
 #pragma unroll
     for (int q = part * quads; q < all_quads && q < (part + 1) * quads; ++q)
-      if (this->line(q) < halo_.pixels())
-        *reinterpret_cast<Quad<Word>*>(place(q, to)) = Quads::words(loaded.quad[q - part * quads]);
+      if (at_[q] != nowhere)
+        *reinterpret_cast<Quad<Word>*>(to + q * to_next_line) =
+            Quads::words(loaded.quad[q - part * quads]);
   }
-  __device__ Word* place(int q, Word* to) const {
-    return to + this->line(q) * 4 + this->first() / T::Arithmetic::numbers / 4 * halo_.plane();
+  /// Where this thread's words of its first pixel are in a slice, and how far it is to the next.
+  __device__ int place() const {
+    return this->line(0) * 4 + this->first() / T::Arithmetic::numbers / 4 * halo_.plane();
   }
+  static constexpr int pixels_a_round = threads / 4, to_next_line = pixels_a_round * 4;
+  __device__ bool nobody_has(int q) const { return q * pixels_a_round >= halo_.pixels(); }
+
+  // Of a pixel of the halo: outside of the image, or not there. Addresses stay aligned.
+  static constexpr int outside = -8, nowhere = -16;
 
   const ImageMap& map_;
   const Halo& halo_;
   const Segments& segments_;
-  Index first_row_, sample_;   ///< the first of the tile
+  Index first_row_;
+  int sample_;                 ///< the first of the tile
   int line_ = 0, column_ = 0;  ///< of the padded image, the first of the halo
   const X* x_;
   int at_[all_quads];
@@ -160,6 +173,7 @@ __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>
             last_tile = first_tile + tiles_a_block < column_tiles ? first_tile + tiles_a_block
                                                                   : column_tiles;
   if (nobody(map, segments, samples, first_row, T::rows)) return;
+  if (halo.samples == 1) samples = {};  // its only sample is wanted
   const int slices = divide_up(map.channels, T::stage),
             steps = map.y.taps * map.x.taps / taps;  // of a slice
   const Pixels a(map, halo, segments, samples, x, first_row);

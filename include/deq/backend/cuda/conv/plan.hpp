@@ -227,12 +227,12 @@ struct TilePlan {
     return all_columns > 32 || most_rows < 128 ? 64 : 32;
   }
   /// Tiles of 128 x 64, but narrow ones for few columns, and otherwise low ones where the others
-  /// would leave processors without work or have more than `most_rows`.
+  /// would leave more than half of the processors without work or have more than `most_rows`.
   TilePlan(Index all_rows, Index all_columns, Index processors, Index most_rows = 128)
       : rows(most_rows), columns(columns_of(all_columns, most_rows)) {
     column_tiles = (all_columns + columns - 1) / columns;
     const auto tiles = [&] { return (all_rows + rows - 1) / rows; };
-    if (columns == 64 && tiles() * column_tiles < 2 * processors) rows = 64;
+    if (columns == 64 && 2 * tiles() * column_tiles < processors) rows = 64;
     row_tiles = tiles();
   }
 

@@ -19,16 +19,18 @@ namespace deq::cuda {
 #ifdef __CUDACC__
 
 /// Lines along the sum, rows of A or columns of B, as wgmma wants to be told: where they are, and
-/// how far it is, in words, from one quad of the sum to the next and from eight lines to the next.
+/// how many quads of words it is from one quad of the sum to the next and from eight lines to the
+/// next.
 class LinesInShared {
  public:
   __device__ LinesInShared(SharedPlace from, int to_next_quad, int to_next_eight)
-      : place_((from & 0x3ffff) / 16 | static_cast<unsigned>(to_next_quad) / 4 << 16),
-        to_next_eight_(static_cast<unsigned>(to_next_eight) / 4) {}
-  /// So many words on, a multiple of a quad.
-  __device__ LinesInShared operator+(int words) const {
+      : place_((from & 0x3ffff) / sizeof(Quad<unsigned>) | static_cast<unsigned>(to_next_quad)
+                                                               << 16),
+        to_next_eight_(static_cast<unsigned>(to_next_eight)) {}
+  /// So many quads on.
+  __device__ LinesInShared operator+(int quads) const {
     LinesInShared on = *this;
-    on.place_ += static_cast<unsigned>(words) / 4;
+    on.place_ += static_cast<unsigned>(quads);
     return on;
   }
   __device__ std::uint64_t descriptor() const {
@@ -132,13 +134,13 @@ class LinesInShared {
       : from_(reinterpret_cast<const unsigned*>(from)),
         to_next_quad_(to_next_quad),
         to_next_eight_(to_next_eight) {}
-  LinesInShared operator+(int words) const {
+  LinesInShared operator+(int quads) const {
     LinesInShared on = *this;
-    on.from_ += words;
+    on.from_ += 4 * quads;
     return on;
   }
   unsigned word(int line, int i) const {
-    return from_[line / 8 * to_next_eight_ + line % 8 * 4 + i / 4 * to_next_quad_ + i % 4];
+    return from_[4 * (line / 8 * to_next_eight_ + line % 8 + i / 4 * to_next_quad_) + i % 4];
   }
 
  private:
@@ -196,18 +198,19 @@ class WarpgroupTile {
 
   template <int stages>
   __device__ void add_packed(const Word* a, const Rows& of_a, LinesInShared b) {
-    if constexpr (groups_down == 1) b = b + of_warp(first_column()) * 4;
+    if constexpr (groups_down == 1) b = b + of_warp(first_column());
     constexpr int halves = stage_words / 8;
     pin_sums();
     if constexpr (in_place) {
-      const LinesInShared rows(in_shared(a + of_a.place), of_a.to_quad, of_a.to_eight);
+      const int to_quad = of_a.to_quad / 4;
+      const LinesInShared rows(in_shared(a + of_a.place), to_quad, of_a.to_eight / 4);
       begin_products();
 #pragma unroll
       for (int s = 0; s < stages; ++s)
 #pragma unroll
         for (int k = 0; k < halves; ++k)
-          multiply_behind<Precision, columns>(sum_, rows + (4 * s + 2 * k * of_a.to_quad),
-                                              b + (s * stage_words + 8 * k) * T::columns);
+          multiply_behind<Precision, columns>(sum_, rows + (s + 2 * k * to_quad),
+                                              b + (s * stage_words + 8 * k) * T::columns / 4);
       close_products();
     } else {
       Word of_row[2][halves][4];
@@ -222,7 +225,7 @@ class WarpgroupTile {
 #pragma unroll
         for (int k = 0; k < halves; ++k)
           multiply_behind<Precision, columns>(sum_, of_row[s % 2][k],
-                                              b + (s * stage_words + 8 * k) * T::columns);
+                                              b + (s * stage_words + 8 * k) * T::columns / 4);
         close_products();
       }
       wait();

@@ -107,8 +107,8 @@ class WeightsInBulk {
         shared_(of_warp(in_shared(shared))),
         arrivals_(of_warp(in_shared(barriers()))),
         left_(stages),
-        leads_(threadIdx.x == 0) {
-    if (leads_) {
+        of_first_warp_(of_warp(static_cast<int>(threadIdx.x) / warp_threads) == 0) {
+    if (threadIdx.x == 0) {
       for (int i = 0; i < count; ++i) begin_arrivals(arrivals_ + i * barrier_bytes);
       show_to_products();  // and to the copy engine
     }
@@ -116,7 +116,7 @@ class WeightsInBulk {
     for (int i = 0; i + 1 < count; ++i) copy_next();
   }
   __device__ void copy_next() {
-    if (left_-- > 0 && leads_)
+    if (left_-- > 0 && of_first_warp_ && lane_here() == 0)
       copy_in_bulk(shared_ + next_ * bytes, from_, bytes, arrivals_ + next_ * barrier_bytes);
     from_ += size;
     next_ = next_ + 1 < count ? next_ + 1 : 0;
@@ -128,7 +128,7 @@ class WeightsInBulk {
       stage_ = 0;
       parity_ ^= 1;
     }
-    return LinesInShared(shared_, 4 * T::columns, 4 * 8) + stage * size;
+    return LinesInShared(shared_, T::columns, 8) + stage * (size / 4);
   }
 
  private:
@@ -142,7 +142,7 @@ class WeightsInBulk {
   const Word* from_;
   SharedPlace shared_, arrivals_;
   int left_, next_ = 0, stage_ = 0, parity_ = 0;
-  bool leads_;
+  bool of_first_warp_;
 };
 
 template <class T, int taps>

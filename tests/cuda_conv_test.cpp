@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -121,6 +122,32 @@ TEST_CASE_TEMPLATE("Statistics taken while a convolution writes", B, DEQ_PRECISI
               });
     }
 }
+
+#ifndef __CUDACC__  // a test is much work for a small device only
+TEST_CASE_TEMPLATE("A block takes several tiles of columns", B, DEQ_PRECISIONS) {
+  const int processors = std::exchange(deq_emulation::runtime.processors, 1);
+  for (const Index channels : {24, 56, 136}) {  // one slice, two, several
+    const Conv2dGeometry g{6, channels, 8, 8, 136, 3, 3, 1, 1};
+    CHECK(cuda::TilePlan(g.samples * 64, g.out_channels, cuda::processors())
+              .tiles_a_block(cuda::processors()) == 2);
+    const NormGeometry n{g.samples, g.out_channels, g.out_pixels(), g.out_channels};
+    const Index in = g.samples * g.in_channels * g.in_pixels(),
+                out = g.samples * g.out_channels * g.out_pixels();
+    both<B>({random(in, 1), random(g.out_channels * g.patch(), 2)},
+            {out, g.samples, g.samples, g.samples}, 4 * tolerance<B>(g.patch()),
+            [&](auto backend, auto x, auto y) {
+              using Images = Image<decltype(backend)>;
+              const auto packed = scratch(backend, nhwc_packed_size(backend, g, false));
+              nhwc_pack(backend, g, false, x[1], packed.data());
+              const Images images(x[0], in), u(out);
+              nhwc_conv2d_statistics(backend, g, n, images.data(), packed.data(), {}, u.data(),
+                                     {0, y[1], y[2], y[3]});
+              u.copy_to(y[0]);
+            });
+  }
+  deq_emulation::runtime.processors = processors;
+}
+#endif
 
 TEST_CASE("Convolutions of images stored as bfloat16, and their gradients") {
   using B = CudaBf16;
@@ -336,7 +363,49 @@ TEST_CASE("Tiles cover the product, and are small where large ones would be few"
         constexpr Index multiple = cuda::PackedWeight::column_multiple;
         CHECK(plan.column_tiles * plan.columns <= (columns + multiple - 1) / multiple * multiple);
         if (plan.rows == 64) CHECK(2 * ((rows + 127) / 128) * plan.column_tiles < processors);
+        const Index a_block = plan.tiles_a_block(processors),
+                    groups = (plan.column_tiles + a_block - 1) / a_block;
+        CHECK(a_block >= 1);
+        CHECK(a_block <= plan.column_tiles);
+        if (a_block > 1) CHECK(plan.row_tiles * groups >= 2 * processors);
       }
+}
+
+TEST_CASE("What a thread has of the columns of a product are neighbouring channels, each once") {
+  std::set<int> channels;
+  for (int column = 0; column < 64; ++column) {
+    const int thread = column / 2 % 4, piece = column / 8 % 4;
+    const int channel = cuda::channel_of_column(column);
+    CHECK(channel / 32 == column / 32);
+    CHECK(channel % 32 == 8 * thread + 2 * piece + column % 2);
+    channels.insert(channel);
+  }
+  CHECK(channels.size() == 64);
+}
+
+TEST_CASE("Pixels in patches are those of the image, each once") {
+  for (const auto [height, width, stride, in_patches] : {std::array<Index, 4>{8, 8, 1, true},
+                                                         {16, 32, 1, true},
+                                                         {8, 16, 1, true},
+                                                         {8, 24, 1, false},
+                                                         {16, 8, 1, false},
+                                                         {32, 32, 2, false},
+                                                         {9, 16, 1, false}}) {
+    const cuda::ImageMap map({2, 32, height, width, 8, 3, 3, stride, 1}, false);
+    CAPTURE(height);
+    CAPTURE(width);
+    CHECK(map.in_patches == in_patches);
+    std::set<int> places;
+    for (int p = 0; p < map.pixels(); ++p) {
+      const auto [line, column] = map.pixel(p);
+      const auto [first_line, first_column] = map.pixel(p / 8 * 8);
+      if (in_patches) CHECK((line == first_line && column == first_column + p % 8));
+      places.insert(map.place(p));
+    }
+    CHECK(static_cast<int>(places.size()) == map.pixels());
+    CHECK(*places.begin() == 0);
+    CHECK(*places.rbegin() == map.pixels() - 1);
+  }
 }
 
 TEST_CASE("A packed weight has one place for every number, and no other") {

@@ -72,6 +72,7 @@ class Runtime {
  public:
   std::mutex mutex;
   cudaError_t last_error = cudaSuccess;
+  int processors = 132;  // A test may have fewer, so that its work is much for them.
   std::map<const void*, std::size_t> shared_limits;  // Of kernels: cudaFuncSetAttribute.
   std::map<const void*, std::size_t> pinned;         // Blocks of cudaMallocHost.
 

@@ -57,7 +57,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrMaxSharedMemoryPerBlock: *value = default_shared_bytes; break;
     case cudaDevAttrWarpSize: *value = warp_size; break;
     case cudaDevAttrMaxRegistersPerBlock: *value = 65536; break;
-    case cudaDevAttrMultiProcessorCount: *value = 132; break;
+    case cudaDevAttrMultiProcessorCount: *value = runtime.processors; break;
     case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
     case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
@@ -85,7 +85,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int devic
                  .maxGridSize = {0x7fffffff, 65535, 65535},
                  .major = 9,
                  .minor = 0,
-                 .multiProcessorCount = 132,
+                 .multiProcessorCount = runtime.processors,
                  .l2CacheSize = 50 << 20,
                  .maxThreadsPerMultiProcessor = 2048,
                  .sharedMemPerMultiprocessor = 228 << 10,

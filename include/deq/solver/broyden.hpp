@@ -82,13 +82,11 @@ struct Broyden {
       h.residual(a, fz.columns(first, n), z, g, ws.monitor.g_squared(), ws.monitor.f_squared(),
                  ws.update);
       ws.monitor.verdict(a, 1, observer);
-      const Samples learning =
-          ws.monitor.learning(a, keep == KeepInverse::yes, ws.learning.data() + first);
+      Samples learning;
       B::side_by_side(2, [&](Index lane) {  // before z moves
-        if (lane == 0)
-          ws.monitor.put_best_aside(a, first, z);
-        else
-          h.plan(learning, when_full, ws.skipped.data(), ws.update);
+        if (lane == 0) return ws.monitor.put_best_aside(a, first, z);
+        learning = ws.monitor.learning(a, keep == KeepInverse::yes, ws.learning.data() + first);
+        h.plan(learning, when_full, ws.skipped.data(), ws.update);
       });
       if (start) return h.begin(learning, g, d, moving, ws.update);
       h.advance(learning, when_full, g, d, moving, ws.length.data(), ws.skipped.data(), ws.update);

@@ -20,14 +20,10 @@ constexpr T divide_up(T a, T b) {
 
 /// Multiprocessors of the device.
 inline Index processors() {
-  static const int count = [] {
-    int n = 0;
-    int device = 0;
-    check(cudaGetDevice(&device), "find the device");
-    check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device),
-          "count multiprocessors");
-    return n;
-  }();
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "find the device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "count multiprocessors");
   return count;
 }
 
@@ -128,10 +124,12 @@ void for_each_index(Index n, Body body) {
   launch(grid_of(n), index_kernel<Body>, n, body);
 }
 
-/// The same for samples, of which there are few and each has much to do: a block is a warp.
+/// The same for samples, of which there are few and each has much to do in memory of its own, where
+/// threads of a warp would wait for each other: as few samples a block as there are processors for.
 template <class Body>
 void for_each_sample(Index n, Body body) {
-  launch({.x = divide_up<Index>(n, warp_threads), .block = warp_threads}, index_kernel<Body>, n,
+  const Index a_block = std::clamp<Index>(divide_up(n, 8 * processors()), 1, warp_threads);
+  launch({.x = divide_up(n, a_block), .block = static_cast<int>(a_block)}, index_kernel<Body>, n,
          body);
 }
 

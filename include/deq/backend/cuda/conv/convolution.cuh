@@ -45,11 +45,12 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
       const Index tiles_a_block = plan.tiles_a_block(processors());
       grid.y = divide_up(plan.column_tiles, tiles_a_block);
       const auto with_taps = [&](auto taps) {
-        grid.shared_bytes = halo_bytes<T, taps>(halo, divide_up(map.channels, T::stage));
+        const int slices = static_cast<int>(weight.channels) / T::stage;
+        grid.shared_bytes = halo_bytes<T, taps>(halo, slices);
         const auto start = [&](auto in_place) {
           launch(grid, halo_kernel<T, width, taps, in_place, X>, map, segments, halo, samples, x,
-                 words, weight.words_of_tile(A::numbers), static_cast<int>(plan.column_tiles),
-                 static_cast<int>(tiles_a_block), epilogue);
+                 words, slices, weight.words_of_tile(A::numbers),
+                 static_cast<int>(plan.column_tiles), static_cast<int>(tiles_a_block), epilogue);
         };
         if constexpr (A::tensor_cores && width > 1)
           if (map.in_patches) return start(std::true_type{});

@@ -157,11 +157,12 @@ template <class Pixels>
 inline constexpr int halo_blocks = Pixels::behind ? 3 : 2;
 
 /// Multiplies `taps` taps of a line of the kernel between two barriers. A block takes some tiles of
-/// columns one after the other; it fetches its pixels for each, unless they all find room.
+/// columns one after the other, whose packed weights follow each other; it fetches its pixels for
+/// each, unless they all find room.
 template <class T, int width, int taps, bool in_place, class X>
 __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>))
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const X* x,
-                const typename T::Word* packed, Index words_of_tile, int column_tiles,
+                const typename T::Word* packed, int slices, Index words_of_tile, int column_tiles,
                 int tiles_a_block, ConvEpilogue<typename T::S, X> epilogue) {
   using Word = typename T::Word;
   using Product = TileProduct<T, in_place>;
@@ -173,9 +174,8 @@ __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>
             last_tile = first_tile + tiles_a_block < column_tiles ? first_tile + tiles_a_block
                                                                   : column_tiles;
   if (nobody(map, segments, samples, first_row, T::rows)) return;
-  if (halo.samples == 1) samples = {};  // its only sample is wanted
-  const int slices = divide_up(map.channels, T::stage),
-            steps = map.y.taps * map.x.taps / taps;  // of a slice
+  if (halo.samples == 1) samples = {};               // its only sample is wanted
+  const int steps = map.y.taps * map.x.taps / taps;  // of a slice
   const Pixels a(map, halo, segments, samples, x, first_row);
   Word *here = dynamic_shared<Word>() + Weights::count * Weights::size,
        *there = slices > 1 ? here + halo.size() : here;

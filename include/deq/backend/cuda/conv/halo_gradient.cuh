@@ -51,9 +51,22 @@ DEQ_HOST_DEVICE int gradient_words(const Halo& halo) {
   return halo.size() + T::rows * HaloCotangents<T>::line + T::rows;
 }
 
+/// Outputs whose sums have room in shared memory at a time, and how long the line of one is.
+inline constexpr int gradient_outputs = 32;
+template <class T, int side>
+inline constexpr int gradient_line = T::stage* side* side + 1;
+
+/// For two tiles of pixels; then for sums.
+template <class T, int side>
+std::size_t gradient_bytes(const Halo& halo) {
+  return sizeof(typename T::S) *
+         static_cast<std::size_t>(
+             std::max(2 * gradient_words<T>(halo), gradient_outputs * gradient_line<T, side>));
+}
+
 /// parts[blockIdx.z] = the sums over `tiles` tiles of pixels from blockIdx.z * tiles on, for a
 /// slice of the channels (blockIdx.x), 64 outputs (blockIdx.y) and the taps of a kernel of side x
-/// side.
+/// side; each part as dw is.
 template <class T, int side>
 __global__ void __launch_bounds__(threads, 2)
     halo_gradient_kernel(ImageMap map, Segments segments, Halo halo, const Bfloat16* x,
@@ -118,18 +131,29 @@ __global__ void __launch_bounds__(threads, 2)
     }
   }
 
-  parts += static_cast<Index>(blockIdx.z) * map.depth() * map.out_channels;
+  // What belongs to an output lies in shared memory as in dw: channel by channel its taps.
+  constexpr int taps = side * side, some = gradient_outputs, line = gradient_line<T, side>;
+  auto* const sums = reinterpret_cast<S*>(shared);
+  const int first_channel = slice * T::stage, rest = map.channels - first_channel,
+            width = (rest < T::stage ? rest : T::stage) * taps;
+  parts += static_cast<Index>(blockIdx.z) * map.depth() * map.out_channels + first_channel * taps;
+  for (int begin = 0; begin < T::columns; begin += some) {
+    __syncthreads();
+    if (output / some * some == begin) {
 #pragma unroll
-  for (int tap = 0; tap < side * side; ++tap)
+      for (int tap = 0; tap < taps; ++tap)
 #pragma unroll
-    for (int j = 0; j < 2; ++j)
+        for (int j = 0; j < 2; ++j)
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int c = slice * T::stage + channel + lane / 4 + k / 2 * 8,
-                  o = first_output + output + 8 * j + lane % 4 * 2 + k % 2;
-        if (c < map.channels && o < map.out_channels)
-          parts[static_cast<Index>(tap * map.channels + c) * map.out_channels + o] = sum[tap][j][k];
-      }
+          for (int k = 0; k < 4; ++k)
+            sums[(output - begin + 8 * j + lane % 4 * 2 + k % 2) * line +
+                 (channel + lane / 4 + k / 2 * 8) * taps + tap] = sum[tap][j][k];
+    }
+    __syncthreads();
+    for (int o = warp; o < some && first_output + begin + o < map.out_channels; o += T::warps)
+      for (int i = lane; i < width; i += warp_threads)
+        parts[static_cast<Index>(first_output + begin + o) * map.depth() + i] = sums[o * line + i];
+  }
 }
 
 }  // namespace deq::cuda

@@ -41,15 +41,17 @@ __global__ void __launch_bounds__(threads)
                    parts + blockIdx.z * map.depth() * columns, false);
 }
 
-/// The sums of the parts of the gradient, depth x out_channels each, as many as there are.
+/// The sums of the parts of the gradient, depth x out_channels each, are put where they belong in
+/// dw.
 template <class A, class S, class X>
-Index gather_gradient(const ImageMap& map, const X* x, const X* dy, Scratch<S>& parts) {
-  const Index depth = map.depth(), columns = map.out_channels,
-              terms = static_cast<Index>(map.samples) * map.pixels();
+void gather_gradient(const ImageMap& map, const X* x, const X* dy, S* dw, bool accumulate) {
+  const Index depth = map.depth(), terms = static_cast<Index>(map.samples) * map.pixels();
+  const int columns = map.out_channels, channels = map.channels, taps = map.y.taps * map.x.taps;
   const TilePlan plan(depth, columns, 0);
   constexpr Index least = 512;  // terms: fewer are not worth a part of their own
   const SumPlan sum(terms, plan.row_tiles * plan.column_tiles, processors(), least);
-  parts = Scratch<S>(sum.parts * depth * columns);
+  const Index size = depth * columns;
+  const Scratch<S> parts(sum.parts * size);
   with_tile(plan, [&](auto rows, auto tile_columns) {
     using T = Tile<A, rows, tile_columns>;
     const auto start = [&](auto width, auto width_of_dy) {
@@ -64,13 +66,24 @@ Index gather_gradient(const ImageMap& map, const X* x, const X* dy, Scratch<S>& 
       with_packs_of<4>(
           columns, [&](auto of_dy) { start(width, of_dy); }, dy);
     };
-    with_packs_of<4>(map.channels, by_width, x);
+    with_packs_of<4>(channels, by_width, x);
   });
-  return sum.parts;
+  const Divisor by_columns(columns), by_channels(std::max(channels, 1));
+  const S* const part = parts.data();
+  add_rows<S>(
+      sum.parts, size, [=] __device__(Index p, Index i) { return part[p * size + i]; },
+      [=] __device__(Index i, S total) {
+        const int k = by_columns.quotient(static_cast<int>(i)),
+                  o = static_cast<int>(i) - k * columns, tap = by_channels.quotient(k),
+                  c = k - tap * channels;
+        put(dw[(static_cast<Index>(o) * channels + c) * taps + tap], total, accumulate);
+      });
 }
-/// The same from halos of tiles of so many rows.
+
+/// The same from halos of tiles of so many rows; each part is as dw.
 template <class A, int rows, int side, class S>
-Index halo_gradient(const ImageMap& map, const Bfloat16* x, const Bfloat16* dy, Scratch<S>& parts) {
+void halo_gradient(const ImageMap& map, const Bfloat16* x, const Bfloat16* dy, S* dw,
+                   bool accumulate) {
   using T = Tile<A, rows, 64>;
   const Segments segments(map.pixels());
   const Halo halo(map, rows);
@@ -78,51 +91,39 @@ Index halo_gradient(const ImageMap& map, const Bfloat16* x, const Bfloat16* dy, 
               slices = divide_up<Index>(map.channels, T::stage),
               column_tiles = divide_up<Index>(map.out_channels, T::columns);
   const SumPlan sum(row_tiles, slices * column_tiles, processors(), 1);
-  parts = Scratch<S>(sum.parts * map.depth() * map.out_channels);
+  const Index size = static_cast<Index>(map.depth()) * map.out_channels;
+  const Scratch<S> parts(sum.parts * size);
   launch({.x = slices,
           .y = column_tiles,
           .z = sum.parts,
-          .shared_bytes =
-              2 * sizeof(typename T::Word) * static_cast<std::size_t>(gradient_words<T>(halo))},
+          .shared_bytes = gradient_bytes<T, side>(halo)},
          halo_gradient_kernel<T, side>, map, segments, halo, x, dy, static_cast<int>(row_tiles),
          static_cast<int>(sum.terms_a_part), parts.data());
-  return sum.parts;
+  const S* const part = parts.data();
+  add_rows<S>(
+      sum.parts, size, [=] __device__(Index p, Index i) { return part[p * size + i]; },
+      [=] __device__(Index i, S total) { put(dw[i], total, accumulate); });
 }
 
 /// dw (O, C, kh, kw) (+)= the sum over all samples.
 template <class A, class S, class X>
 void weight_gradient(const Conv2dGeometry& g, const X* x, const X* dy, S* dw, bool accumulate) {
   const ImageMap map(g, false);
-  Scratch<S> parts;
-  const Index count = [&] {
-    if constexpr (std::is_same_v<X, Bfloat16>)
-      if (map.y.taps == map.x.taps && (map.x.taps == 1 || map.x.taps == 3) &&
-          in_packs<best_pack<X>>(map.channels, x) && in_packs<best_pack<X>>(map.out_channels, dy)) {
-        const bool dot = map.x.taps == 1;
-        switch (Halo::rows(map)) {
-          case 128:
-            return dot ? halo_gradient<A, 128, 1>(map, x, dy, parts)
-                       : halo_gradient<A, 128, 3>(map, x, dy, parts);
-          case 64:
-            return dot ? halo_gradient<A, 64, 1>(map, x, dy, parts)
-                       : halo_gradient<A, 64, 3>(map, x, dy, parts);
-          default: break;
-        }
+  if constexpr (std::is_same_v<X, Bfloat16>)
+    if (map.y.taps == map.x.taps && (map.x.taps == 1 || map.x.taps == 3) &&
+        in_packs<best_pack<X>>(map.channels, x) && in_packs<best_pack<X>>(map.out_channels, dy)) {
+      const bool dot = map.x.taps == 1;
+      switch (Halo::rows(map)) {
+        case 128:
+          return dot ? halo_gradient<A, 128, 1>(map, x, dy, dw, accumulate)
+                     : halo_gradient<A, 128, 3>(map, x, dy, dw, accumulate);
+        case 64:
+          return dot ? halo_gradient<A, 64, 1>(map, x, dy, dw, accumulate)
+                     : halo_gradient<A, 64, 3>(map, x, dy, dw, accumulate);
+        default: break;
       }
-    return gather_gradient<A>(map, x, dy, parts);
-  }();
-  const int columns = map.out_channels, channels = map.channels, taps = map.y.taps * map.x.taps;
-  const Index size = static_cast<Index>(map.depth()) * columns;
-  const Divisor by_columns(columns), by_channels(channels);
-  const S* part = parts.data();
-  add_rows<S>(
-      count, size, [=] __device__(Index p, Index i) { return part[p * size + i]; },
-      [=] __device__(Index i, S total) {
-        const int k = by_columns.quotient(static_cast<int>(i)),
-                  o = static_cast<int>(i) - k * columns, tap = by_channels.quotient(k),
-                  c = k - tap * channels;
-        put(dw[(static_cast<Index>(o) * channels + c) * taps + tap], total, accumulate);
-      });
+    }
+  gather_gradient<A>(map, x, dy, dw, accumulate);
 }
 
 }  // namespace deq::cuda

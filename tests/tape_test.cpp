@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// deq/tape/tensor.hpp and deq/tape/tape.hpp: handles, recording, replaying, pruning. The operations
-// are tested in ops_*_test.cpp.
+// deq/tape/tensor.hpp and deq/tape/record.hpp: handles, recording, replaying, pruning. The
+// operations are tested in ops_*_test.cpp.
 #include <array>
 #include <atomic>
 #include <cmath>

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <deq/model/mdeq_config.hpp>
-#include <deq/tape/tape.hpp>
+#include <deq/tape/record.hpp>
 
 #include "data.cuh"
 #include "options.hpp"

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 // An operation of one's own that computes but cannot be differentiated is recorded.
 #include <deq/backend/cpu/elementwise.hpp>
-#include <deq/tape/tape.hpp>
+#include <deq/tape/record.hpp>
 
 using B = deq::Cpu<double>;
 

@@ -6,6 +6,7 @@
 #include <deq/backend/array.hpp>
 #include <deq/core/map.hpp>
 #include <deq/layer/arguments.hpp>
+#include <deq/tape/record.hpp>
 
 namespace deq {
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <cstring>
 #include <limits>
 #include <span>
 #include <type_traits>
@@ -191,7 +192,11 @@ class Monitor {
     improved_.resize(count);
     B::copy_bytes(active_.data(), everybody().id, static_cast<std::size_t>(count) * sizeof(Index));
     Progress* progress = progress_.data();
-    B::for_each(everybody(), [=] DEQ_HOST_DEVICE(Index s) { progress[s] = Progress{}; });
+    // With the padding, so that all that is downloaded has been written.
+    B::for_each(everybody(), [=] DEQ_HOST_DEVICE(Index s) {
+      std::memset(static_cast<void*>(progress + s), 0, sizeof *progress);
+      progress[s] = Progress{};
+    });
     return {active_.data(), count};
   }
 

@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include <deq/backend/geometry.hpp>
-#include <deq/tape/tape.hpp>
+#include <deq/tape/record.hpp>
 
 namespace deq {
 

@@ -6,7 +6,7 @@
 #include <numbers>
 #include <type_traits>
 
-#include <deq/tape/tape.hpp>
+#include <deq/tape/record.hpp>
 
 namespace deq {
 

@@ -6,7 +6,7 @@
 #include <span>
 
 #include <deq/backend/geometry.hpp>
-#include <deq/tape/tape.hpp>
+#include <deq/tape/record.hpp>
 
 namespace deq {
 

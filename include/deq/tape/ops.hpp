@@ -9,6 +9,7 @@
 #include <deq/tape/ops/linear.hpp>
 #include <deq/tape/ops/loss.hpp>
 #include <deq/tape/ops/nhwc.hpp>
+#include <deq/tape/ops/nhwc_layout.hpp>
 #include <deq/tape/ops/norm.hpp>
 #include <deq/tape/ops/pool.hpp>
 #include <deq/tape/ops/reduce.hpp>

@@ -2,6 +2,7 @@
 // How kernels are started, and the shapes of grid that most of them share.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include <deq/backend/cuda/runtime.cuh>

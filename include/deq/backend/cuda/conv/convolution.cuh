@@ -28,7 +28,7 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
   const Index most_rows = Halo::rows(map);
   const TilePlan plan(segments.rows_of(map.samples), map.out_channels, processors(),
                       most_rows > 0 ? most_rows : 128);
-  const PackedWeight weight(map);
+  const PackedWeight weight(map, A::numbers);
   epilogue.packed = in_packs<8>(map.out_channels, epilogue.u, epilogue.parts.addend,
                                 epilogue.parts.bias, epilogue.parts.mask);
   epilogue.plain = !epilogue.parts.bias && !epilogue.parts.mask && !epilogue.parts.addend;
@@ -45,15 +45,14 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
       const Index tiles_a_block = plan.tiles_a_block(processors());
       grid.y = divide_up(plan.column_tiles, tiles_a_block);
       const auto with_taps = [&](auto taps) {
-        const int slices = static_cast<int>(weight.channels) / T::stage;
-        grid.shared_bytes = halo_bytes<T, taps>(halo, slices);
+        grid.shared_bytes = halo_bytes<T, taps>(halo, weight.slices());
         const auto start = [&](auto in_place) {
           launch(grid, halo_kernel<T, width, taps, in_place, X>, map, segments, halo, samples, x,
-                 words, slices, weight.words_of_tile(A::numbers),
+                 words, weight.slices(), weight.words_of_tile(),
                  static_cast<int>(plan.column_tiles), static_cast<int>(tiles_a_block), epilogue);
         };
         if constexpr (A::tensor_cores && width > 1)
-          if (map.in_patches) return start(std::true_type{});
+          if (map.in_squares) return start(std::true_type{});
         start(std::false_type{});
       };
       if constexpr (width > 1)
@@ -70,7 +69,7 @@ void convolve(const Conv2dGeometry& g, bool transposed, const X* x, const S* pac
   for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
     const ImageMap map(g, transposed, phase);
     convolve<A, S, X>(map, x, packed, epilogue);
-    packed += PackedWeight(map).words(A::numbers);
+    packed += PackedWeight(map, A::numbers).words();
   }
 }
 
@@ -80,11 +79,11 @@ void pack_weight(const Conv2dGeometry& g, bool transposed, const S* w, S* packed
   const Index in_channels = g.in_channels, kernel_width = g.kernel_width, taps = g.kernel_size();
   for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
     const ImageMap map(g, transposed, phase);
-    const PackedWeight weight(map);
+    const PackedWeight weight(map, A::numbers);
     const int map_taps = map.y.taps * map.x.taps, channels = static_cast<int>(weight.channels);
     auto* const words = reinterpret_cast<typename A::Word*>(packed);
-    for_each_index(weight.words(A::numbers), [=] __device__(Index i) {
-      const PackedWeight::Place at = weight.place(static_cast<int>(i), map_taps, A::numbers);
+    for_each_index(weight.words(), [=] __device__(Index i) {
+      const PackedWeight::Place at = weight.place(static_cast<int>(i), map_taps);
       S x[A::numbers];
       for (int d = 0; d < A::numbers; ++d) {
         // Where channels are not padded, a word may have channels of two taps.
@@ -105,7 +104,7 @@ void pack_weight(const Conv2dGeometry& g, bool transposed, const S* w, S* packed
       }
       words[i] = A::word(x);
     });
-    packed += weight.words(A::numbers);
+    packed += weight.words();
   }
 }
 

@@ -37,7 +37,8 @@ struct ConvEpilogue {
       value = as<S>(stored);
       return;
     }
-    // Seldom: one after the other, and from memory, so that the code stays small.
+    // Other widths than multiples of eight: one after the other, and from memory, so that the code
+    // stays small.
     S number[n];
 #pragma unroll
     for (int i = 0; i < n; ++i) number[i] = value.word[i];

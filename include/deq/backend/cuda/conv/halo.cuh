@@ -11,7 +11,8 @@
 
 namespace deq::cuda {
 
-/// The pixels of the halo of a tile, a line of shared memory each; slice by slice of the channels.
+/// The pixels of the halo of a tile, in each plane a quad of words each; slice by slice of the
+/// channels.
 template <class T, class X, int width>
 class HaloPixels : public AlongSum<T, Halo::most> {
   using Word = typename T::Word;
@@ -27,7 +28,7 @@ class HaloPixels : public AlongSum<T, Halo::most> {
     if (halo.samples == 1) {
       const ImageMap::Pixel pixel = map.pixel(first.pixel);
       line_ = pixel.line * map.y.stride;
-      if (map.in_patches) column_ = pixel.column * map.x.stride;
+      if (map.in_squares) column_ = pixel.column * map.x.stride;
     }
     x_ = x + first.sample * map.in_pixels() * map.channels;
 #pragma unroll
@@ -73,12 +74,12 @@ class HaloPixels : public AlongSum<T, Halo::most> {
       const int first = slice * T::stage + this->first();
       const bool channels_left = first < map_.channels;
       const X* const from = x_ + first;  // of what is outside nothing is read
-      Word* const place = to + this->place();
+      to += first_place();
 #pragma unroll
       for (int q = 0; q < all_quads; ++q) {
         if (nobody_has(q)) break;
         if (at_[q] != nowhere)
-          copy_behind_if(at_[q] >= 0 && channels_left, place + q * to_next_line, from + at_[q]);
+          copy_behind_if(at_[q] >= 0 && channels_left, to + q * to_next_pixel, from + at_[q]);
       }
       close_copies();
     } else {
@@ -116,18 +117,18 @@ class HaloPixels : public AlongSum<T, Halo::most> {
   }
   template <int part>
   __device__ void put(const Part& loaded, Word* to) const {
-    to += place();
+    to += first_place();
 #pragma unroll
     for (int q = part * quads; q < all_quads && q < (part + 1) * quads; ++q)
       if (at_[q] != nowhere)
-        *reinterpret_cast<Quad<Word>*>(to + q * to_next_line) =
+        *reinterpret_cast<Quad<Word>*>(to + q * to_next_pixel) =
             Quads::words(loaded.quad[q - part * quads]);
   }
   /// Where this thread's words of its first pixel are in a slice, and how far it is to the next.
-  __device__ int place() const {
+  __device__ int first_place() const {
     return this->line(0) * 4 + this->first() / T::Arithmetic::numbers / 4 * halo_.plane();
   }
-  static constexpr int pixels_a_round = threads / 4, to_next_line = pixels_a_round * 4;
+  static constexpr int pixels_a_round = threads / 4, to_next_pixel = pixels_a_round * 4;
   __device__ bool nobody_has(int q) const { return q * pixels_a_round >= halo_.pixels(); }
 
   // Of a pixel of the halo: outside of the image, or not there. Addresses stay aligned.
@@ -184,8 +185,8 @@ __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>
 
   typename Pixels::Part loaded;
   a.begin(0, here, loaded);
-  const typename Product::Rows rows([&](int row) { return a.place_of(row); }, halo.plane(),
-                                    halo.width * 4);
+  const typename Product::RowPlaces rows([&](int row) { return a.place_of(row); }, halo.plane(),
+                                         halo.width * 4);
   a.go_on(0, here, loaded);
   a.finish(here, loaded);
   Product::show_rows();

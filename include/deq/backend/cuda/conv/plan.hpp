@@ -66,15 +66,15 @@ struct ImageMap {
       return static_cast<unsigned>(line) < static_cast<unsigned>(in);
     }
   };
-  /// Pixels are taken line by line or, where that can be, in patches of side x side, so that those
+  /// Pixels are taken line by line or, where that can be, in squares of side x side, so that those
   /// under eight neighbouring rows of A lie together, and such eights all equally far apart.
-  static constexpr int side = 8, patch = side * side;
+  static constexpr int side = 8, square = side * side;
 
   int samples, channels, out_channels;
   Axis y, x;
   int out_width, out_pixels;  ///< of the whole output
-  bool in_patches;            ///< two of a tile are neighbours in a line, or of two samples
-  Divisor by_line;            ///< pixels, or patches, of a line of this phase
+  bool in_squares;            ///< two of a tile are neighbours in a line, or of two samples
+  Divisor by_line;            ///< pixels, or squares, of a line of this phase
 
   /// Phases of a convolution, or of its transpose.
   static int phases(const Conv2dGeometry& g, bool transpose) {
@@ -93,9 +93,9 @@ struct ImageMap {
                     : Axis::forward(g.width, g.out_width(), g.kernel_width, g.stride, g.padding)),
         out_width(static_cast<int>(transpose ? g.width : g.out_width())),
         out_pixels(static_cast<int>(transpose ? g.in_pixels() : g.out_pixels())),
-        in_patches(y.stride == 1 && x.stride == 1 && y.out > 0 && y.out % side == 0 &&
+        in_squares(y.stride == 1 && x.stride == 1 && y.out > 0 && y.out % side == 0 &&
                    (x.out % (2 * side) == 0 || (x.out == side && y.out == side))),
-        by_line(std::max(in_patches ? x.out / side : x.out, 1)) {
+        by_line(std::max(in_squares ? x.out / side : x.out, 1)) {
     constexpr Index most = std::numeric_limits<int>::max();
     require(g.samples <= most && g.in_channels * g.in_pixels() <= most &&
                 g.out_channels * g.out_pixels() <= most && g.patch() <= most &&
@@ -117,13 +117,13 @@ struct ImageMap {
   };
   /// Number p of the pixels of this phase.
   DEQ_HOST_DEVICE Pixel pixel(int p) const {
-    if (!in_patches) {
+    if (!in_squares) {
       const int line = by_line.quotient(p);
       return {line, p - line * x.out};
     }
-    const int number = p / patch, down = by_line.quotient(number),
+    const int number = p / square, down = by_line.quotient(number),
               across = number - down * (x.out / side);
-    return {down * side + p % patch / side, across * side + p % side};
+    return {down * side + p % square / side, across * side + p % side};
   }
   /// Where it is in the whole output.
   DEQ_HOST_DEVICE int place(int p) const {
@@ -135,14 +135,12 @@ struct ImageMap {
 /// Rows of a product cut into segments, each of pixels of one sample, so that what is summed over a
 /// segment belongs to that sample. The last segment of a sample may end early.
 struct Segments {
-  int pixels;          ///< of a sample
   int log_rows, rows;  ///< of a segment: 16, 32 or 64
   int a_sample;
   Divisor by_sample;  ///< rows of a sample
 
   explicit Segments(int pixels_of_sample)
-      : pixels(pixels_of_sample),
-        log_rows(pixels_of_sample < 32        ? 4
+      : log_rows(pixels_of_sample < 32        ? 4
                  : pixels_of_sample % 64 != 0 ? 5
                                               : 6),
         rows(1 << log_rows),
@@ -187,7 +185,7 @@ struct Halo {
     if (rows_of_sample % rows != 0) {
       samples =
           rows % rows_of_sample == 0 ? rows / rows_of_sample : (rows - 2) / rows_of_sample + 2;
-    } else if (map.in_patches) {
+    } else if (map.in_squares) {
       lines = ImageMap::side;
       columns = rows / ImageMap::side;
     } else {
@@ -236,8 +234,8 @@ struct TilePlan {
     row_tiles = tiles();
   }
 
-  /// Tiles of columns that a block takes one after the other, with rows that it fetches once: as
-  /// many as leave four blocks for every processor.
+  /// Tiles of columns that a block takes one after the other: as many as leave four blocks for
+  /// every processor.
   Index tiles_a_block(Index processors) const {
     return std::clamp<Index>(row_tiles * column_tiles / (4 * processors), 1, column_tiles);
   }
@@ -275,28 +273,34 @@ struct SumPlan {
 /// so that what a tile needs next is always next in memory, in the order of shared memory. Columns
 /// are outputs in the order of channel_of_column.
 struct PackedWeight {
-  static constexpr Index depth_multiple = 32, column_multiple = 64;
+  static constexpr Index column_multiple = 64;
+  int numbers;
   bool halo;
   Index channels;         ///< of a tap, padded with a halo
   Index depth, columns;   ///< padded
   Index columns_of_tile;  ///< with a halo
 
-  explicit PackedWeight(const ImageMap& map)
-      : halo(Halo::rows(map) > 0),
-        channels(halo ? padded(map.channels, depth_multiple) : map.channels),
-        depth(padded(map.y.taps * map.x.taps * channels, depth_multiple)),
+  PackedWeight(const ImageMap& map, int numbers_of_word)
+      : numbers(numbers_of_word),
+        halo(Halo::rows(map) > 0),
+        channels(halo ? padded(map.channels, stage()) : map.channels),
+        depth(padded(map.y.taps * map.x.taps * channels, stage())),
         columns(padded(map.out_channels, column_multiple)),
         columns_of_tile(TilePlan::columns_of(map.out_channels, Halo::rows(map))) {}
-  /// Words, each of so many numbers and as large as one.
-  Index words(Index numbers) const { return depth / numbers * columns; }
+  /// Numbers of the sum in a stage.
+  Index stage() const { return stage_words * numbers; }
+  /// Of the channels, with a halo.
+  int slices() const { return static_cast<int>(channels / stage()); }
+  /// Words, each as large as a number.
+  Index words() const { return depth / numbers * columns; }
   /// Of a tile of columns.
-  Index words_of_tile(Index numbers) const { return depth / numbers * columns_of_tile; }
+  Index words_of_tile() const { return depth / numbers * columns_of_tile; }
 
   /// Of all phases.
-  static Index words(const Conv2dGeometry& g, bool transpose, Index numbers) {
+  static Index words(const Conv2dGeometry& g, bool transpose, int numbers) {
     Index sum = 0;
     for (int phase = 0; phase < ImageMap::phases(g, transpose); ++phase)
-      sum += PackedWeight(ImageMap(g, transpose, phase)).words(numbers);
+      sum += PackedWeight(ImageMap(g, transpose, phase), numbers).words();
     return sum;
   }
 
@@ -304,7 +308,7 @@ struct PackedWeight {
   struct Place {
     int output, tap, channel;
   };
-  DEQ_HOST_DEVICE Place place(int i, int taps, int numbers) const {
+  DEQ_HOST_DEVICE Place place(int i, int taps) const {
     const int words = static_cast<int>(depth) / numbers;  // of a column
     if (!halo) {
       const int column = i / words, k = (i - column * words) * numbers,

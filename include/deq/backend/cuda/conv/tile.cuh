@@ -76,7 +76,7 @@ struct Tile {
       load();
       put(0);
     }
-    Rows rows_of_a([](int row) { return row * line; }, 4);
+    const RowPlaces rows_of_a([](int row) { return row * line; }, 4);
     for (int s = 0; s < stages; ++s) {
       __syncthreads();
       if (s + 1 < stages) {
@@ -93,13 +93,13 @@ struct Tile {
 
   /// The rows of A that this thread reads: where they begin, and how far it is from one quad of
   /// words of each to the next.
-  struct Rows {
+  struct RowPlaces {
     static constexpr int count = A::tensor_cores ? down : 2 * down;
     int place[count], to_quad;
 
     /// place_of(row): in words. Eight neighbours need not be equally far apart.
     template <class PlaceOf>
-    __device__ Rows(PlaceOf&& place_of, int to_next_quad, int /*to_next_eight*/ = 0)
+    __device__ RowPlaces(PlaceOf&& place_of, int to_next_quad, int /*to_next_eight*/ = 0)
         : to_quad(to_next_quad) {
       const Place at;
 #pragma unroll
@@ -111,7 +111,7 @@ struct Tile {
   /// sum += A B over stages whose rows of A begin one quad after the other, and whose B is packed:
   /// the columns of a quad of words are neighbours.
   template <int stages>
-  __device__ void add_packed(const Word* a, const Rows& of_a, const Word* b) {
+  __device__ void add_packed(const Word* a, const RowPlaces& of_a, const Word* b) {
 #pragma unroll
     for (int s = 0; s < stages; ++s)
       add_stage<4, 4 * columns>(a + 4 * s, of_a, b + s * packed_size);
@@ -124,7 +124,7 @@ struct Tile {
   /// sum += A B over one stage: column j of B at b + j to_column, its next quad of words to_quad
   /// after it.
   template <int to_column, int to_quad>
-  __device__ void add_stage(const Word* a, const Rows& of_a, const Word* b) {
+  __device__ void add_stage(const Word* a, const RowPlaces& of_a, const Word* b) {
     const Place at;
     if constexpr (A::tensor_cores) {
       const int lane = static_cast<int>(threadIdx.x) % warp_threads;

@@ -182,11 +182,11 @@ class WarpgroupTile {
 
  public:
   // As those of Tile.
-  struct Rows {
+  struct RowPlaces {
     int place, to_quad, to_eight;
 
     template <class PlaceOf>
-    __device__ Rows(PlaceOf&& place_of, int to_next_quad, int to_next_eight)
+    __device__ RowPlaces(PlaceOf&& place_of, int to_next_quad, int to_next_eight)
         : to_quad(to_next_quad), to_eight(to_next_eight) {
       if constexpr (in_place)
         place = of_warp(place_of(first_row() / 64 * 64));
@@ -197,7 +197,7 @@ class WarpgroupTile {
   };
 
   template <int stages>
-  __device__ void add_packed(const Word* a, const Rows& of_a, LinesInShared b) {
+  __device__ void add_packed(const Word* a, const RowPlaces& of_a, LinesInShared b) {
     if constexpr (groups_down == 1) b = b + of_warp(first_column());
     constexpr int halves = stage_words / 8;
     pin_sums();

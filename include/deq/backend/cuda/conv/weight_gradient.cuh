@@ -41,6 +41,13 @@ __global__ void __launch_bounds__(threads)
                    parts + blockIdx.z * map.depth() * columns, false);
 }
 
+/// put_total(i, the sum of number i) of `count` parts of `size` numbers each.
+template <class S, class Put>
+void add_parts(Index count, Index size, const S* parts, Put put_total) {
+  add_rows<S>(
+      count, size, [=] __device__(Index p, Index i) { return parts[p * size + i]; }, put_total);
+}
+
 /// The sums of the parts of the gradient, depth x out_channels each, are put where they belong in
 /// dw.
 template <class A, class S, class X>
@@ -68,16 +75,12 @@ void gather_gradient(const ImageMap& map, const X* x, const X* dy, S* dw, bool a
     };
     with_packs_of<4>(channels, by_width, x);
   });
-  const Divisor by_columns(columns), by_channels(std::max(channels, 1));
-  const S* const part = parts.data();
-  add_rows<S>(
-      sum.parts, size, [=] __device__(Index p, Index i) { return part[p * size + i]; },
-      [=] __device__(Index i, S total) {
-        const int k = by_columns.quotient(static_cast<int>(i)),
-                  o = static_cast<int>(i) - k * columns, tap = by_channels.quotient(k),
-                  c = k - tap * channels;
-        put(dw[(static_cast<Index>(o) * channels + c) * taps + tap], total, accumulate);
-      });
+  const Divisor by_columns(columns), by_channels(channels);
+  add_parts(sum.parts, size, parts.data(), [=] __device__(Index i, S total) {
+    const int k = by_columns.quotient(static_cast<int>(i)), o = static_cast<int>(i) - k * columns,
+              tap = by_channels.quotient(k), c = k - tap * channels;
+    put(dw[(static_cast<Index>(o) * channels + c) * taps + tap], total, accumulate);
+  });
 }
 
 /// The same from halos of tiles of so many rows; each part is as dw.
@@ -99,10 +102,8 @@ void halo_gradient(const ImageMap& map, const Bfloat16* x, const Bfloat16* dy, S
           .shared_bytes = gradient_bytes<T, side>(halo)},
          halo_gradient_kernel<T, side>, map, segments, halo, x, dy, static_cast<int>(row_tiles),
          static_cast<int>(sum.terms_a_part), parts.data());
-  const S* const part = parts.data();
-  add_rows<S>(
-      sum.parts, size, [=] __device__(Index p, Index i) { return part[p * size + i]; },
-      [=] __device__(Index i, S total) { put(dw[i], total, accumulate); });
+  add_parts(sum.parts, size, parts.data(),
+            [=] __device__(Index i, S total) { put(dw[i], total, accumulate); });
 }
 
 /// dw (O, C, kh, kw) (+)= the sum over all samples.

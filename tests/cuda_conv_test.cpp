@@ -414,22 +414,21 @@ TEST_CASE("What a thread has of the columns of a product are neighbouring channe
 }
 
 TEST_CASE("Pixels in squares are those of the image, each once") {
-  for (const auto [height, width, stride, in_squares] : {std::array<Index, 4>{8, 8, 1, true},
-                                                         {16, 32, 1, true},
-                                                         {8, 16, 1, true},
-                                                         {8, 24, 1, false},
-                                                         {16, 8, 1, false},
-                                                         {32, 32, 2, false},
-                                                         {9, 16, 1, false}}) {
-    const cuda::ImageMap map({2, 32, height, width, 8, 3, 3, stride, 1}, false);
-    CAPTURE(height);
-    CAPTURE(width);
-    CHECK(map.in_squares == in_squares);
+  struct Case {
+    Index height, width, stride;
+    bool in_squares;
+  };
+  for (const Case& c :
+       {Case{8, 8, 1, true}, Case{16, 32, 1, true}, Case{8, 16, 1, true}, Case{8, 24, 1, false},
+        Case{16, 8, 1, false}, Case{32, 32, 2, false}, Case{9, 16, 1, false}}) {
+    const cuda::ImageMap map({2, 32, c.height, c.width, 8, 3, 3, c.stride, 1}, false);
+    CAPTURE(c.height);
+    CAPTURE(c.width);
+    CHECK(map.in_squares == c.in_squares);
     std::set<int> places;
     for (int p = 0; p < map.pixels(); ++p) {
-      const auto [line, column] = map.pixel(p);
-      const auto [first_line, first_column] = map.pixel(p / 8 * 8);
-      if (in_squares) CHECK((line == first_line && column == first_column + p % 8));
+      const cuda::ImageMap::Pixel at = map.pixel(p), first = map.pixel(p / 8 * 8);
+      if (c.in_squares) CHECK((at.line == first.line && at.column == first.column + p % 8));
       places.insert(map.place(p));
     }
     CHECK(static_cast<int>(places.size()) == map.pixels());

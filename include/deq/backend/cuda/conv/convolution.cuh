@@ -25,8 +25,8 @@ void with_tile(const TilePlan& plan, Body&& body) {
 template <class A, class S, class X>
 void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, X> epilogue) {
   const Segments segments(map.pixels());
-  const Index most_rows = Halo::rows(map);
-  const TilePlan plan(segments.rows_of(map.samples), map.out_channels, processors(),
+  const Index most_rows = Halo::rows(map), of_device = processors();
+  const TilePlan plan(segments.rows_of(map.samples), map.out_channels, of_device,
                       most_rows > 0 ? most_rows : 128);
   const PackedWeight weight(map, A::numbers);
   epilogue.packed = in_packs<8>(map.out_channels, epilogue.u, epilogue.parts.addend,
@@ -42,7 +42,7 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
         return launch(grid, implicit_gemm_kernel<T, width, X>, map, segments, samples, x, words,
                       weight.depth, epilogue);
       const Halo halo(map, rows);
-      const Index tiles_a_block = plan.tiles_a_block(processors());
+      const Index tiles_a_block = plan.tiles_a_block(of_device);
       grid.y = divide_up(plan.column_tiles, tiles_a_block);
       const auto with_taps = [&](auto taps) {
         grid.shared_bytes = halo_bytes<T, taps>(halo, weight.slices());

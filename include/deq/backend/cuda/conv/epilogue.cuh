@@ -85,7 +85,7 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
   __shared__ S mean[strips][T::columns], squares[strips][T::columns];
   const int lane = lane_here();
   const auto there = [&](const Segments::Row& row) {
-    return row.sample < map.samples && row.pixel < map.pixels() && samples.contains(row.sample);
+    return exists(map, row) && samples.contains(row.sample);
   };
   product.for_each_strip([&]<int n>(int row, int column, const S(&sums)[n][4]) {
     // Of 32 columns a thread has eight channels (channel_of_column), or half of them.
@@ -98,7 +98,7 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
       const Segments::Row at = segments.row(first_row + row + 8 * r + lane / 4);
       pixel[r] = -1;
       if (!there(at)) continue;
-      pixel[r] = static_cast<int>(at.sample) * map.out_pixels + map.place(at.pixel);
+      pixel[r] = output_pixel(map, at);
       ++count;
     }
 #pragma unroll
@@ -125,7 +125,8 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
   });
   if (!epilogue.moments) return;
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < segments.in(T::rows)*T::columns; i += threads) {
+  const int moments_of_tile = T::columns * segments.in(T::rows);
+  for (int i = static_cast<int>(threadIdx.x); i < moments_of_tile; i += threads) {
     const int piece = i / T::columns, c = i % T::columns, begin = piece * segments.rows;
     const Segments::Row row = segments.row(first_row + begin);
     if (!there(row) || first_channel + c >= map.out_channels) continue;

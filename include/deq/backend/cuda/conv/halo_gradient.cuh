@@ -27,11 +27,11 @@ class HaloCotangents {
 #pragma unroll
     for (int row = static_cast<int>(threadIdx.x) / packs; row < T::rows; row += threads / packs) {
       const Segments::Row at = segments_.row(first_row + row);
-      const bool there =
-          at.sample < map_.samples && at.pixel < map_.pixels() && output_ < map_.out_channels;
-      const Index place =
-          (at.sample * map_.out_pixels + map_.place(at.pixel)) * map_.out_channels + output_;
-      copy_behind_if(there, to + row * line + pack() * 4, there ? dy_ + place : dy_);
+      const bool there = exists(map_, at) && output_ < map_.out_channels;
+      copy_behind_if(
+          there, to + row * line + pack() * 4,
+          there ? dy_ + static_cast<Index>(output_pixel(map_, at)) * map_.out_channels + output_
+                : dy_);
     }
   }
 
@@ -54,7 +54,7 @@ DEQ_HOST_DEVICE int gradient_words(const Halo& halo) {
 /// Outputs whose sums have room in shared memory at a time, and how long the line of one is.
 inline constexpr int gradient_outputs = 32;
 template <class T, int side>
-inline constexpr int gradient_line = T::stage* side* side + 1;
+inline constexpr int gradient_line = 1 + side* side* T::stage;
 
 /// For two tiles of pixels; then for sums.
 template <class T, int side>

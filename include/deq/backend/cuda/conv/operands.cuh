@@ -163,8 +163,7 @@ class Patches : public AlongSum<T, T::rows> {
 #pragma unroll
     for (int q = 0; q < T::a_quads; ++q) {
       const Segments::Row row = segments.row(first_row + this->line(q));
-      const bool there =
-          row.sample < map.samples && row.pixel < map.pixels() && samples.contains(row.sample);
+      const bool there = exists(map, row) && samples.contains(row.sample);
       image_[q] = there ? x + row.sample * map.in_pixels() * map.channels : nullptr;
       const ImageMap::Pixel pixel = map.pixel(row.pixel);
       line_[q] = map.y.origin(pixel.line);

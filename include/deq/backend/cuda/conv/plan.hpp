@@ -164,6 +164,15 @@ struct Segments {
   }
 };
 
+/// Whether a row is a pixel of a sample that there is.
+DEQ_HOST_DEVICE inline bool exists(const ImageMap& map, const Segments::Row& row) {
+  return row.sample < map.samples && row.pixel < map.pixels();
+}
+/// Which pixel that is of the whole output of all samples.
+DEQ_HOST_DEVICE inline int output_pixel(const ImageMap& map, const Segments::Row& row) {
+  return static_cast<int>(row.sample) * map.out_pixels + map.place(row.pixel);
+}
+
 /// The pixels of the input that a tile of output pixels sees under all taps of the kernel, fetched
 /// once for all of them, a slice of the channels at a time. Of every sample that the tile has
 /// pixels of they are a rectangle. In shared memory a slice is a plane of pixels for every quad of

@@ -63,7 +63,9 @@ inline void add_dots(const T* h, Index stride, const S* x, Index n, S* out) {
   unroll<N>([&](auto v) DEQ_INLINE { low[v] += high[v]; });
   add_sums<S>(low, out);
   for (; i < n; ++i)
-    unroll<N>([&](auto v) DEQ_INLINE { out[v] += static_cast<S>(h[v * stride + i]) * x[i]; });
+    unroll<N>([&](auto v) DEQ_INLINE {
+      out[v] = multiply_add(static_cast<S>(h[v * stride + i]), x[i], out[v]);
+    });
 }
 
 /// y += sum_v c_v h_v for N vectors, in the order of v.

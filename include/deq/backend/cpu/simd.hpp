@@ -3,6 +3,7 @@
 // NEON from one source, without an instruction of assembler.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -138,6 +139,17 @@ DEQ_INLINE inline void for_each_vector(Index n, Body&& body) {
 template <class S>
 DEQ_INLINE inline Simd<S> broadcast(S x) {
   return x - Simd<S>{};
+}
+
+/// a b + c, rounded once wherever vectors are: left to itself a compiler does so in one loop, and
+/// not in the next.
+template <class S>
+DEQ_INLINE inline S multiply_add(S a, S b, S c) {
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 
 /// Two numbers in turns, p[0], p[1], p[0], p[1] and so on; of a type of four bytes.

@@ -20,13 +20,10 @@ template <class S>
 __device__ S axpby(S p, S x, S q, S y) {
   return q == S(0) ? p * x : p * x + q * y;
 }
-/// g = f - z; adds g^2 and f^2 to the two sums.
+/// p x; 0 x is 0 even where x is not finite: that is how a vector is left out.
 template <class S>
-__device__ S subtract(S f, S z, S& g, S (&squared)[2]) {
-  g = f - z;
-  squared[0] += g * g;
-  squared[1] += f * f;
-  return g;
+__device__ S times(S p, S x) {
+  return p == S(0) ? S(0) : p * x;
 }
 
 /// Gaussian elimination with row pivoting of a column-major matrix, by one block.
@@ -115,73 +112,61 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   }
 
   static void gather(Samples a, ConstView whole, View compact) {
-    cuda::for_each_number(a, whole.dim, [=] __device__(Index s, Index j, Index i) {
-      compact.col(j)[i] = whole.col(s)[i];
-    });
+    cuda::move_numbers<S>(a, whole.dim, cuda::Whole{whole}, cuda::Compact{compact});
   }
   static void scatter(Samples a, ConstView compact, View whole) {
-    cuda::for_each_number(a, whole.dim, [=] __device__(Index s, Index j, Index i) {
-      whole.col(s)[i] = compact.col(j)[i];
-    });
+    cuda::move_numbers<S>(a, whole.dim, cuda::Compact{compact}, cuda::Whole{whole});
   }
   static void copy(Samples a, ConstView x, View y) {
-    cuda::for_each_number(a, x.dim,
-                          [=] __device__(Index s, Index, Index i) { y.col(s)[i] = x.col(s)[i]; });
+    cuda::move_numbers<S>(a, x.dim, cuda::Whole{x}, cuda::Whole{y});
   }
 
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared) {
-    cuda::sample_sums<2, S>(
-        a, z.dim,
-        [=] __device__(Index s, Index j, Index i, S(&sum)[2]) {
-          cuda::subtract(f.col(j)[i], z.col(s)[i], g.col(s)[i], sum);
-        },
-        [=] __device__(Index s, Index k, S sum) { (k == 0 ? g_squared : f_squared)[s] = sum; });
+    residual(a, f, z, g, g_squared, f_squared, ConstBasis{nullptr, z.dim, 0}, nullptr, nullptr);
   }
   static void dot(Samples a, ConstView x, ConstView y, S* out) {
-    cuda::sample_sums<1, S>(
-        a, x.dim,
-        [=] __device__(Index s, Index, Index i, S(&sum)[1]) {
-          sum[0] += x.col(s)[i] * y.col(s)[i];
-        },
-        [=] __device__(Index s, Index, S sum) { out[s] = sum; });
+    project(a, ConstBasis{y.data, y.dim, 1}, nullptr, x, out);
   }
   static void axpby(Samples a, S alpha, ConstView x, S beta, View y) {
-    cuda::for_each_number(a, x.dim, [=] __device__(Index s, Index, Index i) {
-      y.col(s)[i] = cuda::axpby(alpha, x.col(s)[i], beta, y.col(s)[i]);
-    });
+    cuda::map_numbers<S>(
+        a, x.dim, [=] __device__(Index, S p, S q) { return cuda::axpby(alpha, p, beta, q); },
+        cuda::Whole{y}, cuda::Whole{x}, cuda::Whole{y});
   }
   static void axpby(Samples a, const S* alpha, ConstView x, const S* beta, View y) {
-    cuda::for_each_number(a, x.dim, [=] __device__(Index s, Index, Index i) {
-      y.col(s)[i] = cuda::axpby(alpha[s], x.col(s)[i], beta[s], y.col(s)[i]);
-    });
+    cuda::map_numbers<S>(
+        a, x.dim,
+        [=] __device__(Index s, S p, S q) { return cuda::axpby(alpha[s], p, beta[s], q); },
+        cuda::Whole{y}, cuda::Whole{x}, cuda::Whole{y});
   }
 
-  // A basis may be stored as S or as Bfloat16.
+  // A basis may be stored as S or as Bfloat16. With no ranks every sample has all of its vectors.
   template <class T>
   static void project(Samples a, BasisView<T> h, const Index* rank, ConstView x, S* out) {
     cuda::project<S>(
-        a, BasisView<const T>(h), rank,
-        [=] __device__(Index s, Index, Index i, S(&)[cuda::norms]) { return x.col(s)[i]; }, out,
-        [] __device__(Index, Index, S) {});
+        a, BasisView<const T>(h), rank, out, [] __device__(Index, Index, S) {},
+        [] __device__(S(&)[cuda::norms], S number) { return number; }, cuda::Nowhere<S>{},
+        cuda::Whole{x});
   }
   template <class T>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
                        BasisView<T> h, const Index* rank, S* out) {
     cuda::project<S>(
-        a, BasisView<const T>(h), rank,
-        [=] __device__(Index s, Index j, Index i, S(&norm)[cuda::norms]) {
-          return cuda::subtract(f.col(j)[i], z.col(s)[i], g.col(s)[i], norm);
+        a, BasisView<const T>(h), rank, out,
+        [=] __device__(Index s, Index k, S sum) { (k == 0 ? g_squared : f_squared)[s] = sum; },
+        [] __device__(S(&squared)[cuda::norms], S of_f, S of_z) {
+          const S difference = of_f - of_z;
+          squared[0] += difference * difference;
+          squared[1] += of_f * of_f;
+          return difference;
         },
-        out,
-        [=] __device__(Index s, Index k, S sum) { (k == 0 ? g_squared : f_squared)[s] = sum; });
+        cuda::Whole{g}, cuda::Compact{f}, cuda::Whole{z});
   }
   template <class T>
   static void combine(Samples a, BasisView<T> h, const Index* rank, const S* coefficient, S alpha,
                       ConstView x, View y) {
     cuda::combine<S>(
         a, BasisView<const T>(h), rank, coefficient,
-        [=] __device__(Index s, Index i) { return alpha * x.col(s)[i]; },
-        [=] __device__(Index s, Index i, S sum) { return y.col(s)[i] = sum; },
+        [=] __device__(Index, S number) { return alpha * number; }, x, cuda::Whole{y}, View{},
         static_cast<S*>(nullptr));
   }
   template <class T>
@@ -189,38 +174,27 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
                      const S* alpha, ConstView x, const Index* slot, View z, S* squared) {
     cuda::combine<S>(
         a, BasisView<const T>(h), rank, coefficient,
-        [=] __device__(Index s, Index i) {
-          return alpha[s] == S(0) ? S(0) : alpha[s] * x.col(s)[i];
-        },
-        [=] __device__(Index s, Index i, S y) {
-          const T stored = T(y);  // the vector is what is stored of it
-          y = static_cast<S>(stored);
-          if (z.data) z.col(s)[i] += y;
-          if (slot[s] >= 0) h.vec(s, slot[s])[i] = stored;
-          return y;
-        },
-        squared);
+        [=] __device__(Index s, S number) { return cuda::times(alpha[s], number); }, x,
+        cuda::InSlot{h, slot}, z, squared);
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
-    cuda::for_each_number(a, h.dim, [=] __device__(Index s, Index, Index i) {
-      // 0 * x must be 0 even where x is not finite: that is how a pair is left out.
-      if (slot[s] >= 0) h.vec(s, slot[s])[i] = alpha[s] == S(0) ? S(0) : alpha[s] * x.col(s)[i];
-    });
+    cuda::map_numbers<S>(
+        a, h.dim, [=] __device__(Index s, S number) { return cuda::times(alpha[s], number); },
+        cuda::InSlot{h, slot}, cuda::Whole{x});
   }
   static void accumulate(Samples a, const S* alpha, ConstBasis h, const Index* slot, View y) {
-    cuda::for_each_number(a, h.dim, [=] __device__(Index s, Index, Index i) {
-      if (alpha[s] != S(0)) y.col(s)[i] += alpha[s] * h.vec(s, slot[s])[i];
-    });
+    cuda::map_numbers_where<S>(
+        [=] __device__(Index s) { return alpha[s] != S(0); }, a, h.dim,
+        [=] __device__(Index s, S sum, S number) { return sum + alpha[s] * number; },
+        cuda::Whole{y}, cuda::Whole{y}, cuda::InSlot{h, slot});
   }
   static void rotate(Samples a, Basis h, Index v, const S* cosine, const S* sine) {
-    cuda::for_each_number(a, h.dim, [=] __device__(Index s, Index, Index i) {
-      const S c = cosine[s], t = sine[s];
-      S& p = h.vec(s, v)[i];
-      S& q = h.vec(s, v + 1)[i];
-      const S p0 = p;
-      p = c * p0 + t * q;
-      q = c * q - t * p0;
-    });
+    cuda::with_packs_of<cuda::chunk_pack>(
+        h.dim,
+        [&](auto n) {
+          cuda::launch(cuda::chunks_of(a, h.dim), cuda::rotate_kernel<n, S>, a, h, v, cosine, sine);
+        },
+        h.data);
   }
 
   template <class Function>

@@ -134,33 +134,4 @@ void for_each_sample(Index n, Body body) {
          body);
 }
 
-/// Numbers of a sample that one block works on.
-inline constexpr int numbers_a_thread = 16;
-inline constexpr Index chunk = threads * numbers_a_thread;
-
-/// body(i, k) for the numbers i < dim of this block's chunk that are this thread's, of which i is
-/// number k. Each thread has `packs` neighbours at a time; then dim is a multiple of that.
-template <int packs = 1, class Body>
-__device__ void for_each_in_chunk(Index dim, Body&& body) {
-  const Index first = static_cast<Index>(blockIdx.y) * chunk + threadIdx.x * packs;
-#pragma unroll
-  for (int k = 0; k < numbers_a_thread; ++k) {
-    const Index i = first + k / packs * packs * threads + k % packs;
-    if (i < dim) body(i, k);
-  }
-}
-inline Grid chunks_of(Samples a, Index dim) { return {.x = a.count, .y = divide_up(dim, chunk)}; }
-
-template <class Body>
-__global__ void __launch_bounds__(threads) number_kernel(Samples a, Index dim, Body body) {
-  const Index j = blockIdx.x, s = a[j];
-  if (s < 0) return;
-  for_each_in_chunk(dim, [&](Index i, int) { body(s, j, i); });
-}
-/// body(sample, position, i) for the numbers i < dim of every sample.
-template <class Body>
-void for_each_number(Samples a, Index dim, Body body) {
-  launch(chunks_of(a, dim), number_kernel<Body>, a, dim, body);
-}
-
 }  // namespace deq::cuda

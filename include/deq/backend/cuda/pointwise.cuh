@@ -59,7 +59,9 @@ __device__ Pack<S, n> as(const Pack<X, n>& x) {
         y.word[i] = std::bit_cast<float>(i % 2 ? x.pair[i / 2] & 0xffff0000u : x.pair[i / 2] << 16);
     } else {
 #pragma unroll
-      for (int i = 0; i < n; i += 2) y.pair[i / 2] = bfloat16_pair(x.word[i], x.word[i + 1]);
+      for (int i = 0; i < n; i += 2)
+        y.pair[i / 2] =
+            bfloat16_pair(static_cast<float>(x.word[i]), static_cast<float>(x.word[i + 1]));
     }
     return y;
   }

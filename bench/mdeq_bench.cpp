@@ -80,7 +80,7 @@ class Blocks {
     each([this](Index b, Map& map) { map.evaluate(samples(b), part(z_, b), part(out_, b)); });
   }
   void record() {
-    each([this](Index b, Map& map) { map.linearize(part(z_, b)); });
+    each([this](Index b, Map& map) { map.record(part(z_, b), 1); });
   }
   /// w from h; inverse(b) is what a forward solve has left behind for block b.
   template <class Policy, class Inverse>

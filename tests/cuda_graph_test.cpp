@@ -2,6 +2,7 @@
 // Work that is recorded once gives, at every launch, what it gives when it is done at once.
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <functional>
 #include <span>
 #include <vector>
@@ -177,6 +178,29 @@ TEST_CASE("What a graph has named may be used for larger things, and is still th
   for (const Tensor<B>& t : bystanders)
     for (const double v : host(t)) untouched = untouched && v == 7;
   CHECK(untouched);
+}
+
+TEST_CASE("Phases share their memory, whatever the sizes of their tensors") {
+  if (std::getenv("DEQ_CUDA_MEMORY_APART")) return;
+  constexpr Index n = 3 << 20;
+  cuda::DevicePool& pool = cuda::DevicePool::instance();
+  const auto phases = [] {
+    { const Tensor<B> basis({n}, 1.f); }
+    const Tensor<B> small({5}, 1.f), first({n / 3}, 1.f), second({n / 3}, 2.f);
+    return first + second;
+  };
+  pool.trim();
+  const std::size_t before = pool.bytes();
+  phases();
+  const std::size_t needed = pool.bytes() - before;
+  CHECK(needed >= n * sizeof(float));
+  CHECK(needed < 1.25 * n * sizeof(float));
+  Tensor<B> sum;
+  cuda::Graph graph([&] { sum = phases(); });
+  CHECK(pool.bytes() - before == needed);
+  graph.launch();
+  graph.finish();
+  CHECK(host(sum) == std::vector<double>(n / 3, 3));
 }
 
 TEST_CASE("Reports are delivered once a launch") {

@@ -420,6 +420,39 @@ TEST_CASE("an inverse outlives its solve while somebody shares it") {
   CHECK(to_dense<B>(*eq.inverse(0), 0) != before);
 }
 
+TEST_CASE("the last gradient is the gradient, and gives the inverse back") {
+  const Setup s;
+  for (const int refinements : {0, 2}) {
+    auto layer = tight_layer(Gdeq{.refinements = refinements});
+    auto eq = layer.solve(s.z0, inputs(s.x), params(s.W, s.b));
+    const auto expected = layer.gradient(eq, s.c);
+    EquilibriumGradients<B> last;
+    last.inputs = {T(s.x.shape())};
+    last.params = {T(s.W.shape()), T(s.b.shape())};
+    layer.gradient_and_clear(eq, s.c, std::span<const T>(last.inputs),
+                             std::span<const T>(last.params), last.adjoint, last.report);
+    CHECK(eq.inverse(0) == nullptr);
+    CHECK(same_bits(last.adjoint, expected.adjoint));
+    CHECK(same_bits(last.inputs[0], expected.inputs[0]));
+    for (std::size_t i = 0; i < 2; ++i) CHECK(same_bits(last.params[i], expected.params[i]));
+    CHECK_THROWS_AS(layer.gradient(eq, s.c), InvalidArgument);
+
+    // On a tape that is the backward pass that clears it.
+    Tape<B> tape;
+    const std::vector<Var<B>> wrt{tape.input(s.x), tape.input(s.W), tape.input(s.b)};
+    const Var<B> z =
+        record_equilibrium(layer, s.z0, inputs(wrt[0]), params(wrt[1], wrt[2]), Output::state, eq);
+    std::vector<T> first{T(s.x.shape()), T(s.W.shape()), T(s.b.shape())}, second = first;
+    for (T& t : second) t = T(t.shape());
+    tape.vjp(z, s.c, wrt, first);
+    CHECK(eq.inverse(0) != nullptr);
+    tape.vjp_and_clear(z, s.c, wrt, second);
+    CHECK(eq.inverse(0) == nullptr);
+    CHECK(same_bits(first[0], expected.inputs[0]));
+    for (std::size_t i = 0; i < 3; ++i) CHECK(same_bits(first[i], second[i]));
+  }
+}
+
 TEST_CASE("no samples: no iterations, and a gradient of zero") {
   const Setup s;
   auto layer = tight_layer(Gdeq{});

@@ -291,9 +291,9 @@ class Model {
       const Timing t = recorded_seconds(o_.seconds, evaluate);
       f_seconds = t.seconds;
       add("f", t, {{"out", norm(out.to_host())}});
-      const auto record = [&] { map.linearize(work.z.batch()); };
+      const auto record = [&] { map.record(work.z.batch(), 1); };
       add("record", recorded_seconds(o_.seconds, record));
-      map.linearize(work.z.batch());
+      record();
       add("vjp", recorded_seconds(o_.seconds, [&] { map.vjp(a, work.z.batch(), out.batch()); }));
     }
     auto layer =

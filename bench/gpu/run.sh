@@ -352,7 +352,8 @@ for tool in memcheck initcheck racecheck; do
       note "$name" skipped 0 'no time'
     else
       code=0 start=$SECONDS
-      timeout -k 5 $(($(left) - 10)) "$sanitizer" --tool "$tool" --error-exitcode 3 "$build/$program" \
+      DEQ_CUDA_MEMORY_APART=1 \
+        timeout -k 5 $(($(left) - 10)) "$sanitizer" --tool "$tool" --error-exitcode 3 "$build/$program" \
         >"$(log_of "$name")" 2>&1 || code=$?
       if ((code == 124 || code == 137)); then
         note "$name" skipped $((SECONDS - start)) 'no time: it did not end'

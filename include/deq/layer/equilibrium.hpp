@@ -99,7 +99,7 @@ class Equilibrium {
     AdjointReport adjoint_report;  ///< and its report
 
     /// The inverse Jacobian of block b of samples: const, and shared with whoever keeps the
-    /// pointer.
+    /// pointer. Null after gradient_and_clear.
     std::shared_ptr<const Kept> inverse(Index block) const requires(Policy::needs_inverse) {
       return blocks_[static_cast<std::size_t>(block)].inverse;
     }
@@ -203,37 +203,15 @@ class Equilibrium {
   void gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h,
                 std::span<const Tensor<B>> inputs, std::span<const Tensor<B>> params,
                 Tensor<B>& adjoint, AdjointReport& report) {
-    require(inputs.size() == solution.x_.size() && params.size() == solution.theta_.size(),
-            "Equilibrium::gradient: needs ", solution.x_.size(), " input and ",
-            solution.theta_.size(), " parameter gradients, got ", inputs.size(), " and ",
-            params.size());
-    if (adjoint.shape() != h.shape() || !adjoint.unique()) adjoint = Tensor<B>(h.shape());
-    report.reset(h.extent(0));
-    if (solution.blocks_.empty())  // no samples, no gradient
-      for (const Tensor<B>& p : params)
-        if (p) B::fill(p.data(), p.size(), 0);
-    detail::InOrder order;
-    parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
-      detail::InOrder::Turn turn(order, b);
-      with_block(solution, b, [&](auto& ws, const auto& block) {
-        const auto w = adjoint_of_block(ws, solution, block, h, adjoint, report);
-
-        ws.x_grad.clear();
-        for (const Tensor<B>& x : inputs)
-          ws.x_grad.push_back(x ? x.rows(block.first, block.count) : Tensor<B>());
-        // The first block's parameter gradients go straight to their place, the others are added.
-        ws.theta_grad.clear();
-        for (const Tensor<B>& p : params)
-          ws.theta_grad.push_back(b == 0 || !p ? p : Tensor<B>(p.shape()));
-        ws.map.pull_back(w, ws.x_grad, ws.theta_grad);
-        turn.wait();
-        if (b > 0)
-          for (std::size_t i = 0; i < params.size(); ++i)
-            if (params[i]) add(ws.theta_grad[i], params[i]);
-        ws.x_grad.clear();
-        ws.theta_grad.clear();
-      });
-    });
+    differentiate(solution, h, inputs, params, adjoint, report);
+  }
+  /// The same for the last time: the inverse, which can be most of the memory there is, is given
+  /// back as soon as w is known, before f is recorded where the policy itself needs no VJP.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  void gradient_and_clear(Solution<B, NX, NP>& solution, const Tensor<B>& h,
+                          std::span<const Tensor<B>> inputs, std::span<const Tensor<B>> params,
+                          Tensor<B>& adjoint, AdjointReport& report) {
+    differentiate(solution, h, inputs, params, adjoint, report);
   }
 
  private:
@@ -335,6 +313,44 @@ class Equilibrium {
                  [&](Index b) { with_block(solution, b, work); });
   }
 
+  /// A solution that is not const is not needed any more.
+  template <class Sol, Backend B>
+  void differentiate(Sol& solution, const Tensor<B>& h, std::span<const Tensor<B>> inputs,
+                     std::span<const Tensor<B>> params, Tensor<B>& adjoint, AdjointReport& report) {
+    require(inputs.size() == solution.x_.size() && params.size() == solution.theta_.size(),
+            "Equilibrium::gradient: needs ", solution.x_.size(), " input and ",
+            solution.theta_.size(), " parameter gradients, got ", inputs.size(), " and ",
+            params.size());
+    if (adjoint.shape() != h.shape() || !adjoint.unique()) adjoint = Tensor<B>(h.shape());
+    report.reset(h.extent(0));
+    if (solution.blocks_.empty())  // no samples, no gradient
+      for (const Tensor<B>& p : params)
+        if (p) B::fill(p.data(), p.size(), 0);
+    detail::InOrder order;
+    parallel_for(static_cast<Index>(solution.blocks_.size()), [&](Index b) {
+      detail::InOrder::Turn turn(order, b);
+      with_block(solution, b, [&](auto& ws, auto& block) {
+        const auto w = adjoint_of_block(ws, solution, block, h, adjoint, report);
+        if constexpr (!std::is_const_v<Sol>) block.inverse = nullptr;
+
+        ws.x_grad.clear();
+        for (const Tensor<B>& x : inputs)
+          ws.x_grad.push_back(x ? x.rows(block.first, block.count) : Tensor<B>());
+        // The first block's parameter gradients go straight to their place, the others are added.
+        ws.theta_grad.clear();
+        for (const Tensor<B>& p : params)
+          ws.theta_grad.push_back(b == 0 || !p ? p : Tensor<B>(p.shape()));
+        ws.map.pull_back(w, ws.x_grad, ws.theta_grad);
+        turn.wait();
+        if (b > 0)
+          for (std::size_t i = 0; i < params.size(); ++i)
+            if (params[i]) add(ws.theta_grad[i], params[i]);
+        ws.x_grad.clear();
+        ws.theta_grad.clear();
+      });
+    });
+  }
+
   template <class Ws, class Sol, class Block>
   void solve_block(Ws& ws, Sol& solution, Block& block) {
     using B = typename decltype(ws.map)::Backend;
@@ -414,7 +430,7 @@ class Equilibrium {
         });
   }
 
-  /// Records f where the gradient is taken and returns the cotangent w that belongs there.
+  /// Says where f is linearized for the gradient and returns the cotangent w that belongs there.
   template <class Ws, class Sol, class Block, Backend B>
   BatchView<const typename B::Scalar> adjoint_of_block(Ws& ws, const Sol& solution,
                                                        const Block& block, const Tensor<B>& h,
@@ -429,7 +445,9 @@ class Equilibrium {
       ws.map.record(solution.start_.batch().columns(block.first, block.count), policy.n);
     } else {
       if constexpr (Policy::needs_inverse)
-        require(block.inverse != nullptr, "Equilibrium::gradient: the solve has not ended well");
+        require(block.inverse != nullptr,
+                "Equilibrium::gradient: there is no inverse: the solve has not ended well, "
+                "or its last gradient has been taken");
       auto& jacobian = ws.map.linearize(solution.z.batch().columns(block.first, block.count));
       policy.template adjoint<B>(everybody, jacobian, block.inverse.get(), hb, w, ws.adjoint);
       if (certified)

@@ -31,8 +31,13 @@ struct EquilibriumOperation {
     for (const Sink<B>& sink : r.grad)
       gradients.push_back(sink ? Tensor<B>(sink.shape()) : Tensor<B>());
     const std::span<const Tensor<B>> all(gradients);
-    layer->gradient(*solution, r.cotangent, all.first(inputs), all.subspan(inputs),
-                    solution->adjoint, solution->adjoint_report);
+    const auto of_inputs = all.first(inputs), of_params = all.subspan(inputs);
+    if (r.for_the_last_time)
+      layer->gradient_and_clear(*solution, r.cotangent, of_inputs, of_params, solution->adjoint,
+                                solution->adjoint_report);
+    else
+      layer->gradient(*solution, r.cotangent, of_inputs, of_params, solution->adjoint,
+                      solution->adjoint_report);
     for (std::size_t i = 0; i < r.grad.size(); ++i)
       if (r.grad[i]) r.grad[i].add(gradients[i]);
   }
@@ -42,7 +47,8 @@ struct EquilibriumOperation {
 
 /// Solves, and records the equilibrium as one node of the tape that x and theta live on. `solution`
 /// keeps the state, the inverse and the report, and after the backward pass the adjoint and its
-/// report; layer and solution must outlive the tape's use of the node.
+/// report; a backward pass that clears the tape gives the inverse back. Layer and solution must
+/// outlive the tape's use of the node.
 template <class Layer, Backend B, std::size_t NX, std::size_t NP, class Solution>
 Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<Var<B>, NX>& x,
                           const Params<Var<B>, NP>& theta, Output output, Solution& solution) {

@@ -35,6 +35,7 @@ class TapedMap {
   /// Lets go of every tensor, and of the recording.
   void release() {
     tape_.clear();
+    at_ = {};
     z_ = output_ = {};
     value_ = {};
     for (auto* list : {&x_vars_, &theta_vars_, &wrt_}) list->clear();
@@ -65,12 +66,18 @@ class TapedMap {
     return true;
   }
 
-  /// Records f once at z, for the whole block; the recording stays valid until the next one, or
-  /// until pull_back.
-  TapedMap& linearize(BatchView<const S> z) { return record(z, 1); }
+  /// J at z, for the whole block, valid until the next one, or until pull_back. f is recorded where
+  /// it is first needed: the numbers of z have to stay until then.
+  TapedMap& linearize(BatchView<const S> z) {
+    tape_.clear();
+    at_ = z;
+    return *this;
+  }
 
   /// Records n applications of f, one after the other, from z.
   TapedMap& record(BatchView<const S> z, int n) {
+    at_ = {};
+    value_ = {};  // its memory may serve the recording
     tape_.clear();
     x_vars_.clear();
     theta_vars_.clear();
@@ -89,6 +96,7 @@ class TapedMap {
   /// out_j = J^T w_j with respect to z. The tape holds the whole block; for fewer samples the
   /// others get the cotangent 0.
   void vjp(Samples a, BatchView<const S> w, BatchView<S> out) {
+    record_if_needed();
     const Index count = z_.extent(0);
     if (a.count == count) return pull_back_to_z(w, out);
     const BatchView<S> all_w = all_w_.batch(w.dim, count), all_out = all_out_.batch(w.dim, count);
@@ -103,6 +111,7 @@ class TapedMap {
   /// The last use of the recording, which is forgotten on the way.
   void pull_back(BatchView<const S> w, std::span<const Tensor<B>> x_grad,
                  std::span<const Tensor<B>> theta_grad) {
+    record_if_needed();
     wrt_.clear();
     into_.clear();
     const auto want = [&](const std::vector<Var<B>>& vars, std::span<const Tensor<B>> grads) {
@@ -118,6 +127,9 @@ class TapedMap {
   }
 
  private:
+  void record_if_needed() {
+    if (at_.data) record(at_, 1);
+  }
   /// A batch as a tensor (count, state...), without a copy. Operations never write to operands.
   Tensor<B> as_tensor(BatchView<const S> z) const {
     Shape shape = state_;
@@ -162,6 +174,7 @@ class TapedMap {
   std::vector<Index> gathered_for_, host_ids_;
   Tensor<B> value_;
   Tape<B> tape_;
+  BatchView<const S> at_;  ///< where f is yet to be recorded, if anywhere
   Var<B> z_, output_;
   std::vector<Var<B>> x_vars_, theta_vars_, wrt_;
   std::vector<Tensor<B>> into_;

@@ -4,115 +4,164 @@
 #pragma once
 
 #include <atomic>
+#include <cstdlib>
+#include <limits>
 #include <list>
 #include <mutex>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 
+#include <deq/backend/cuda/ranges.hpp>
 #include <deq/backend/cuda/runtime.cuh>
-#include <deq/core/block_pool.hpp>
 
 namespace deq::cuda {
 
-/// Blocks of the device by cudaMalloc, all of which are known.
-struct DeviceMemory {
-  static void* allocate(std::size_t bytes);
-  static void deallocate(void* block) noexcept;
-};
-using DevicePool = BlockPool<DeviceMemory>;
+class GraphMemory;
 
-namespace detail {
-/// Every block there is, and to which graph it belongs, if to any.
-struct DeviceBlocks {
+/// Memory that is handed out again once it has been given back: after the first solve, VJP or
+/// training step of a given size nothing is requested from the system any more. With
+/// DEQ_CUDA_MEMORY_APART in the environment every request has an allocation of its own, for
+/// compute-sanitizer to see what is read or written behind its end.
+class DevicePool {
+ public:
+  static DevicePool& instance() {
+    static DevicePool* pool = new DevicePool;  // outlives every tensor
+    return *pool;
+  }
+
+  void* acquire(std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    std::optional<Range> range = take(unused_, bytes);
+    if (!range) {
+      unused_.put(allocate(bytes));
+      range = take(unused_, bytes);
+    }
+    used_[range->begin] = {*range};
+    return range->begin;
+  }
+  /// Gives a block back to whom it belongs.
+  void release(void* block) noexcept;
+
+  /// Returns to the system every allocation of which nothing is used.
+  void trim() {
+    const std::lock_guard lock(mutex_);
+    trim_locked();
+  }
+  /// Bytes that are held from the system, in use or not, by graphs as well.
+  std::size_t bytes() const {
+    const std::lock_guard lock(mutex_);
+    std::size_t sum = 0;
+    for (const auto& [begin, bytes] : allocations_) sum += bytes;
+    return sum;
+  }
+
+ private:
+  friend class GraphMemory;
   struct Block {
-    std::size_t bytes;
-    DevicePool* graph = nullptr;
-    std::size_t lane = 0;  ///< in which it was given out; 0: in none
+    Range range;
+    GraphMemory* graph = nullptr;  ///< to which it belongs, if to any
+    std::size_t lane = 0;          ///< in which it was given out; 0: in none
   };
-  std::mutex mutex;
-  std::unordered_map<void*, Block> of;
-  std::atomic<int> graphs = 0;
 
-  static DeviceBlocks& instance() {
-    static DeviceBlocks* blocks = new DeviceBlocks;  // outlives every tensor, as the pools do
-    return *blocks;
+  DevicePool() : apart_(std::getenv("DEQ_CUDA_MEMORY_APART") != nullptr) {}
+
+  /// What the system hands out, and small requests share.
+  static constexpr std::size_t granularity = 2 << 20, small = 1 << 20;
+  static constexpr std::size_t alignment = 512, least = 16;
+  static constexpr std::size_t rounded(std::size_t bytes, std::size_t to) {
+    return bytes == 0 ? to : (bytes + to - 1) / to * to;
   }
+
+  /// Small requests leave large ranges whole.
+  std::optional<Range> take(Ranges& unused, std::size_t bytes) const {
+    constexpr std::size_t any = std::numeric_limits<std::size_t>::max();
+    if (apart_) return unused.take(rounded(bytes, least), rounded(bytes, least));
+    return unused.take(rounded(bytes, alignment), bytes < small ? granularity : any);
+  }
+  /// Memory of the system for a request of this size.
+  Range allocate(std::size_t bytes) {
+    bytes = rounded(bytes, apart_ ? least : granularity);
+    void* block = nullptr;
+    cudaError_t status = cudaMalloc(&block, bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      trim_locked();
+      status = cudaMalloc(&block, bytes);
+    }
+    require<DeviceError>(status == cudaSuccess, "CUDA: allocate ", bytes,
+                         " bytes: ", cudaGetErrorString(status));
+    char* const begin = static_cast<char*>(block);
+    allocations_[begin] = bytes;
+    return {begin, bytes, begin};
+  }
+  void trim_locked() {
+    for (auto at = allocations_.begin(); at != allocations_.end();) {
+      const Range whole{at->first, at->second, at->first};
+      if (!unused_.contains(whole)) {
+        ++at;
+        continue;
+      }
+      unused_.cut(whole);
+      cudaFree(whole.begin);
+      at = allocations_.erase(at);
+    }
+  }
+
+  const bool apart_;
+  mutable std::mutex mutex_;  ///< of this, and of all graphs' memory
+  std::unordered_map<char*, std::size_t> allocations_;
+  std::unordered_map<void*, Block> used_;
+  Ranges unused_;
 };
-}  // namespace detail
-
-inline void* DeviceMemory::allocate(std::size_t bytes) {
-  void* block = nullptr;
-  cudaError_t status = cudaMalloc(&block, bytes);
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    DevicePool::instance().trim();  // blocks of other sizes that nobody uses
-    status = cudaMalloc(&block, bytes);
-  }
-  require<DeviceError>(status == cudaSuccess, "CUDA: allocate ", bytes,
-                       " bytes: ", cudaGetErrorString(status));
-  detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
-  const std::lock_guard lock(blocks.mutex);
-  blocks.of[block] = {bytes};
-  return block;
-}
-inline void DeviceMemory::deallocate(void* block) noexcept {
-  detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
-  {
-    const std::lock_guard lock(blocks.mutex);
-    blocks.of.erase(block);
-  }
-  cudaFree(block);
-}
 
 /// Works side by side, for others that go on with them; 0: none yet.
 struct Lanes {
   std::size_t first = 0;  ///< the number of lane 0, those of the others follow
 };
 
-/// The blocks that a recorded graph may name: those it was given while it was recorded, and
-/// whatever was in use when that began. Whoever gives one back, it stays with the graph.
+/// The memory that a recorded graph may name: what it was given while it was recorded, and whatever
+/// was in use when that began. Whoever gives it back, it stays with the graph.
 class GraphMemory {
   struct Lane {
     Lane(std::size_t own, std::size_t earlier) : id(own), goes_on(earlier) {}
     bool owns(std::size_t lane) const { return lane == id || (goes_on && lane == goes_on); }
     std::size_t id;
     std::size_t goes_on;  ///< the lane whose work it goes on with, or 0
-    DevicePool pool;      ///< given back in this lane, which owns it
+    Ranges unused;        ///< given back in this lane, which owns it
   };
 
  public:
   /// Begins with what nobody else uses.
   GraphMemory() {
-    pool_.take_unused(DevicePool::instance(), [](void*) { return true; });
-    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
-    const std::lock_guard lock(blocks.mutex);
-    ++blocks.graphs;
-    std::unordered_set<void*> unused;
-    pool_.for_each_unused([&](void* block) { unused.insert(block); });
-    for (auto& [block, entry] : blocks.of)
-      if (!entry.graph && !unused.contains(block)) entry.graph = &pool_;
+    const std::lock_guard lock(all_.mutex_);
+    unused_.put_all(all_.unused_);
+    for (const auto& [begin, range] : unused_) untouched_.put(range);
+    for (auto& [block, entry] : all_.used_)
+      if (!entry.graph) entry.graph = this;
   }
   ~GraphMemory() {
-    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
-    const std::lock_guard lock(blocks.mutex);
-    --blocks.graphs;
-    for (auto& [block, entry] : blocks.of)
-      if (entry.graph == &pool_) entry.graph = nullptr;
-    DevicePool::instance().take_unused(pool_, [](void*) { return true; });
+    const std::lock_guard lock(all_.mutex_);
+    for (auto& [block, entry] : all_.used_)
+      if (entry.graph == this) entry.graph = nullptr;
+    all_.unused_.put_all(unused_);
   }
   GraphMemory(const GraphMemory&) = delete;
   GraphMemory& operator=(const GraphMemory&) = delete;
 
   void* acquire(std::size_t bytes) {
-    void* block = lane_ ? lane_->pool.acquire_unused(bytes) : nullptr;
-    if (!block) block = pool_.acquire(bytes);
-    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
-    const std::lock_guard lock(blocks.mutex);
-    auto& entry = blocks.of.at(block);
-    if (!std::exchange(entry.graph, &pool_)) bytes_ += entry.bytes;
-    entry.lane = lane_ ? lane_->id : 0;
-    return block;
+    const std::lock_guard lock(all_.mutex_);
+    std::optional<Range> range;
+    if (lane_) range = all_.take(lane_->unused, bytes);
+    if (!range) range = all_.take(unused_, bytes);
+    if (!range) {
+      const Range allocated = all_.allocate(bytes);
+      unused_.put(allocated);
+      untouched_.put(allocated);
+      range = all_.take(unused_, bytes);
+    }
+    bytes_ += untouched_.cut(*range);
+    all_.used_[range->begin] = {*range, this, lane_ ? lane_->id : 0};
+    return range->begin;
   }
 
   /// Works that are recorded one after the other, by one thread, but run at the same time. What one
@@ -125,9 +174,10 @@ class GraphMemory {
       if (!lanes.first) lanes.first = first_;
     }
     ~SideBySide() {
+      const std::lock_guard lock(memory_.all_.mutex_);
       memory_.lane_ = nullptr;
-      for (Lane& lane : lanes_) memory_.pool_.take_unused(lane.pool, [](void*) { return true; });
-      memory_.pool_.take_unused(memory_.later_, [](void*) { return true; });
+      for (Lane& lane : lanes_) memory_.unused_.put_all(lane.unused);
+      memory_.unused_.put_all(memory_.later_);
     }
     SideBySide(const SideBySide&) = delete;
     SideBySide& operator=(const SideBySide&) = delete;
@@ -153,20 +203,11 @@ class GraphMemory {
 
   /// Nothing more is recorded: what was not needed is everybody's again.
   void settle() {
-    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
-    const std::lock_guard lock(blocks.mutex);
-    DevicePool::instance().take_unused(
-        pool_, [&](void* block) { return blocks.of.at(block).graph == nullptr; });
+    const std::lock_guard lock(all_.mutex_);
+    for (const auto& [begin, range] : untouched_) unused_.cut(range);
+    all_.unused_.put_all(untouched_);
   }
-  /// Gives a block back to whom it belongs.
-  static void release(void* block, std::size_t bytes) noexcept {
-    detail::DeviceBlocks& blocks = detail::DeviceBlocks::instance();
-    if (blocks.graphs == 0) return DevicePool::instance().release(block, bytes);
-    const std::lock_guard lock(blocks.mutex);
-    const detail::DeviceBlocks::Block& entry = blocks.of.at(block);
-    (entry.graph ? pool_for(entry) : DevicePool::instance()).release(block, bytes);
-  }
-  /// Of the blocks that were given out while recording.
+  /// Of what was given out while recording.
   std::size_t bytes() const { return bytes_; }
 
   /// Of the graph that this thread records; null if it records none.
@@ -176,17 +217,27 @@ class GraphMemory {
   }
 
  private:
-  /// Where a block of a graph is given back to.
-  static DevicePool& pool_for(const detail::DeviceBlocks::Block& entry) {
-    GraphMemory* const memory = recorded();
-    if (!memory || !memory->lane_ || entry.graph != &memory->pool_) return *entry.graph;
-    return memory->lane_->owns(entry.lane) ? memory->lane_->pool : memory->later_;
+  friend class DevicePool;
+  /// Where a block of this graph is given back to.
+  Ranges& unused_for(const DevicePool::Block& block) {
+    if (recorded() != this || !lane_) return unused_;
+    return lane_->owns(block.lane) ? lane_->unused : later_;
   }
 
-  DevicePool pool_, later_;
+  DevicePool& all_ = DevicePool::instance();
+  Ranges unused_, later_;
+  Ranges untouched_;  ///< what of the unused has not been given out since the recording began
   std::size_t bytes_ = 0;
   Lane* lane_ = nullptr;
 };
+
+inline void DevicePool::release(void* block) noexcept {
+  const std::lock_guard lock(mutex_);
+  const auto at = used_.find(block);
+  const Block given_back = at->second;
+  used_.erase(at);
+  (given_back.graph ? given_back.graph->unused_for(given_back) : unused_).put(given_back.range);
+}
 
 /// Where the backend's memory comes from.
 struct PooledMemory {
@@ -194,7 +245,7 @@ struct PooledMemory {
     if (GraphMemory* const memory = GraphMemory::recorded()) return memory->acquire(bytes);
     return DevicePool::instance().acquire(bytes);
   }
-  static void deallocate(void* p, std::size_t bytes) noexcept { GraphMemory::release(p, bytes); }
+  static void deallocate(void* p, std::size_t) noexcept { DevicePool::instance().release(p); }
 };
 
 }  // namespace deq::cuda

@@ -62,23 +62,31 @@ __global__ void __launch_bounds__(threads)
   const int line = static_cast<int>(blockIdx.x), factor = static_cast<int>(g.factor);
   if (!samples.contains(lines.by_height.quotient(line))) return;
   const int count = static_cast<int>(lines.small_line()) / n;
+  constexpr int at_once = 4;  // are read before one is written, see chunk.cuh
   for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) {
     const int pixel = lines.by_packs.quotient(i), pack = i - pixel * lines.packs();
     Pack<S, n> sum = {};
     for (int down = 0; down < factor; ++down) {
       const Index first = (static_cast<Index>(line) * factor + down) * lines.large_line() +
                           (static_cast<Index>(pixel) * factor * lines.packs() + pack) * n;
-      for (int right = 0; right < factor; ++right) {
+      for (int right = 0; right < factor; right += at_once) {
         const Index place = first + right * g.channels;
-        Pack<S, n> d = load_as<S, n>(cotangent + place);
-        if (g.relu) {
-          const Pack<S, n> ys = load_as<S, n>(y + place);
+        Pack<S, n> d[at_once] = {};
 #pragma unroll
-          for (int k = 0; k < n; ++k) d.word[k] = before_relu(d.word[k], ys.word[k]);
+        for (int j = 0; j < at_once; ++j) {
+          if (right + j >= factor) continue;
+          d[j] = load_as<S, n>(cotangent + place + j * g.channels);
+          if (!g.relu) continue;
+          const Pack<S, n> ys = load_as<S, n>(y + place + j * g.channels);
+#pragma unroll
+          for (int k = 0; k < n; ++k) d[j].word[k] = before_relu(d[j].word[k], ys.word[k]);
         }
-        put(of_large, place, d);
 #pragma unroll
-        for (int k = 0; k < n; ++k) sum.word[k] += d.word[k];
+        for (int j = 0; j < at_once; ++j) {
+          if (right + j < factor) put(of_large, place + j * g.channels, d[j]);
+#pragma unroll
+          for (int k = 0; k < n; ++k) sum.word[k] += d[j].word[k];
+        }
       }
     }
     put(of_small, line * lines.small_line() + static_cast<Index>(i) * n, sum);

@@ -52,20 +52,27 @@ void transpose(const TransposeGeometry& g, RowSet samples, const S* x, S* y, boo
          accumulate);
 }
 
-}  // namespace cuda
+/// Packs of n numbers that a thread moves at once: all are read before one is written, see
+/// chunk.cuh.
+inline constexpr int strip_packs = 4;
 
-namespace cuda {
-
-/// A block for a part of a strip, a thread for n numbers that are neighbours.
+/// A block for a part of a strip.
 template <int n, class S, class From, class To>
 __global__ void __launch_bounds__(threads)
     copy_strips_kernel(StripGeometry g, const From* from, To* to, bool accumulate) {
   from += blockIdx.x * g.from_stride;
   to += blockIdx.x * g.to_stride;
   const Index step = static_cast<Index>(gridDim.y) * threads * n;
-  for (Index i = (static_cast<Index>(blockIdx.y) * threads + threadIdx.x) * n; i < g.length;
-       i += step)
-    put(to + i, load_as<S, n>(from + i), accumulate);
+  for (Index first = (static_cast<Index>(blockIdx.y) * threads + threadIdx.x) * n; first < g.length;
+       first += strip_packs * step) {
+    Pack<S, n> x[strip_packs];
+#pragma unroll
+    for (int k = 0; k < strip_packs; ++k)
+      if (const Index i = first + k * step; i < g.length) x[k] = load_as<S, n>(from + i);
+#pragma unroll
+    for (int k = 0; k < strip_packs; ++k)
+      if (const Index i = first + k * step; i < g.length) put(to + i, x[k], accumulate);
+  }
 }
 }  // namespace cuda
 
@@ -73,8 +80,9 @@ __global__ void __launch_bounds__(threads)
 template <class S, class From, class To>
 void copy_strips(Cuda<S>, const StripGeometry& g, const From* from, To* to, bool accumulate) {
   const auto copy = [&](auto packs) {
-    constexpr Index most = 1 << 10, packs_a_thread = 4;
-    const Index blocks = cuda::divide_up<Index>(g.length, packs * packs_a_thread * cuda::threads);
+    constexpr Index most = 1 << 10;
+    const Index blocks =
+        cuda::divide_up<Index>(g.length, packs * cuda::strip_packs * cuda::threads);
     cuda::launch({.x = g.count, .y = std::min(blocks, most)},
                  cuda::copy_strips_kernel<packs, S, From, To>, g, from, to, accumulate);
   };

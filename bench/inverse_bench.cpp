@@ -70,6 +70,7 @@ class Path {
     B::in_blocks(batch_, dim_ * (k + 4), [&](Index first, Index n) {
       const deq::Samples a{all.id + first, n};
       h.residual(a, fk.columns(first, n), zk, gk, norms_.data(), norms_.data() + batch_, ws_);
+      h.plan(a, deq::WhenFull::freeze, skipped_.data(), ws_);
       if (k == 0) return h.begin(a, gk, dk, zk, ws_);
       h.advance(a, deq::WhenFull::freeze, gk, dk, zk, length_.data(), skipped_.data(), ws_);
     });

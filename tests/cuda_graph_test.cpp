@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -149,6 +150,30 @@ TEST_CASE("What a graph uses is nobody else's, until the graph is gone") {
                     [&](const Tensor<B>& t) { return t.data() == place; }));
 }
 
+TEST_CASE("What two graphs have named is nobody's until both are gone") {
+  Tensor<B> shared({1000}, 2.f);
+  const float* const place = shared.data();
+  const Tensor<B> y({1000});
+  const auto work = [&] { B::copy_bytes(y.data(), shared.data(), 1000 * sizeof(float)); };
+  auto first = std::make_unique<cuda::Graph>(work);
+  auto second = std::make_unique<cuda::Graph>(work);
+  shared = {};
+  const auto is_free = [&] {
+    std::vector<Tensor<B>> others;
+    for (int i = 0; i < 5; ++i) others.emplace_back(Shape{1000}, 1.f);
+    return std::any_of(others.begin(), others.end(),
+                       [&](const Tensor<B>& t) { return t.data() == place; });
+  };
+  CHECK(!is_free());
+  first.reset();
+  CHECK(!is_free());
+  second->launch();
+  second->finish();
+  CHECK(host(y) == std::vector<double>(1000, 2));
+  second.reset();
+  CHECK(is_free());
+}
+
 TEST_CASE("What a graph has named may be used for larger things, and is still the graph's") {
   constexpr Index n = 3, dim = 8, many = 40;
   auto layer = tanh_layer(Broyden<StepsOnly>{.stopping = {.max_iterations = 12}}, Gdeq{});
@@ -201,6 +226,41 @@ TEST_CASE("Phases share their memory, whatever the sizes of their tensors") {
   graph.launch();
   graph.finish();
   CHECK(host(sum) == std::vector<double>(n / 3, 3));
+}
+
+TEST_CASE("Steps of one size keep to the memory they have, and their recording to less") {
+  if (std::getenv("DEQ_CUDA_MEMORY_APART")) return;
+  constexpr Index n = 16, dim = 20000, memory = 6;  // vectors of more than a megabyte
+  auto layer = equilibrium<Broyden<StepsOnly>, Gdeq>(
+      [](const auto& z, const auto& x) { return tanh(z * 0.5f + x); },
+      Broyden<StepsOnly>{.stopping = {.max_iterations = 3}, .memory = memory});
+  const Tensor<B> u({n, dim}, 0.1f), z0({n, dim}, 0.f), gradient({n, dim});
+  decltype(layer)::Solution<B, 1, 0> solution;
+  Tape<B> tape;
+  Tensor<B> kept;  // what outlives a step
+  const auto step = [&] {
+    tape.clear();
+    const std::vector<Var<B>> wrt{tape.input(u)};
+    const Var<B> z = record_equilibrium(layer, z0, inputs(wrt[0]), no_params<Var<B>>(),
+                                        Output::applied, solution);
+    const Var<B> loss = mean(square(z));
+    tape.vjp_and_clear(loss, Tensor<B>({}, 1.f), wrt, std::span<const Tensor<B>>(&gradient, 1));
+    kept = z.value();
+  };
+  cuda::DevicePool& pool = cuda::DevicePool::instance();
+  pool.trim();
+  const std::size_t before = pool.bytes();
+  const auto bytes = [&] { return pool.bytes() - before; };
+  for (int i = 0; i < 3; ++i) step();
+  const std::size_t steady = bytes();
+  for (int i = 0; i < 3; ++i) step();
+  CHECK(bytes() == steady);
+  CHECK(pool.peak_bytes() - before >= steady);
+  cuda::Graph graph(step);
+  pool.trim();
+  CHECK(bytes() <= steady);
+  pool.reset_peak();
+  CHECK(pool.peak_bytes() == pool.bytes());
 }
 
 TEST_CASE("Reports are delivered once a launch") {

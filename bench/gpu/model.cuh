@@ -90,20 +90,21 @@ inline double bytes_in_use() {
   deq::cuda::check(cudaMemGetInfo(&free, &total), "ask for the free memory");
   return static_cast<double>(total - free);
 }
-/// Memory from here on: pools never give back, so what they hold in the end is the peak.
+/// Memory from here on.
 class Memory {
  public:
   Memory() {
     deq::cuda::synchronize();
     deq::cuda::DevicePool::instance().trim();
     before_ = bytes_in_use();
+    deq::cuda::DevicePool::instance().reset_peak();
     pool_before_ = static_cast<double>(deq::cuda::DevicePool::instance().bytes());
   }
-  /// Held for numbers, by graphs as well.
+  /// The most that was held for numbers, by graphs as well.
   double peak() const {
-    return static_cast<double>(deq::cuda::DevicePool::instance().bytes()) - pool_before_;
+    return static_cast<double>(deq::cuda::DevicePool::instance().peak_bytes()) - pool_before_;
   }
-  /// Of the device, with what a graph itself takes.
+  /// Of the device now, with what a graph itself takes.
   double device() const { return bytes_in_use() - before_; }
 
  private:

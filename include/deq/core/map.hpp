@@ -21,7 +21,7 @@ concept FixedPointMap = requires(M& f, Samples a, BatchView<const typename M::Ba
 };
 
 /// J = df/dz at the point where it was taken. `vjp(a, W, out)` writes out_j = J_{a[j]}^T W_j, any
-/// number of times.
+/// number of times. The first product may be what records f: it is asked for outside of B::repeat.
 template <class L, class B>
 concept Linearization = requires(L& jacobian, Samples a, BatchView<const typename B::Scalar> w,
                                  BatchView<typename B::Scalar> out) {

@@ -193,8 +193,6 @@ class Equilibrium {
         detail::callable<F, Var<B>, NX, NP>,
         "deq: for a gradient f must also take and return variables (deq::Var): write it as "
         "a generic lambda, [](const auto& z, ...)");
-    require<ShapeError>(h.shape() == solution.z.shape(), "Equilibrium::gradient: h has shape ",
-                        h.shape(), ", z has ", solution.z.shape());
     gradient(solution, h, std::span<const Tensor<B>>(g.inputs),
              std::span<const Tensor<B>>(g.params), g.adjoint, g.report);
   }
@@ -317,6 +315,8 @@ class Equilibrium {
   template <class Sol, Backend B>
   void differentiate(Sol& solution, const Tensor<B>& h, std::span<const Tensor<B>> inputs,
                      std::span<const Tensor<B>> params, Tensor<B>& adjoint, AdjointReport& report) {
+    require<ShapeError>(h.shape() == solution.z.shape(), "Equilibrium::gradient: h has shape ",
+                        h.shape(), ", z has ", solution.z.shape());
     require(inputs.size() == solution.x_.size() && params.size() == solution.theta_.size(),
             "Equilibrium::gradient: needs ", solution.x_.size(), " input and ",
             solution.theta_.size(), " parameter gradients, got ", inputs.size(), " and ",
@@ -390,7 +390,8 @@ class Equilibrium {
       // still shares that. If f throws, the block has none.
       using Inverse = std::remove_reference_t<decltype(ws.solve.inverse)>;
       std::shared_ptr<Inverse> inverse = std::exchange(block.inverse, nullptr);
-      if (!inverse || inverse.use_count() > 1) inverse = std::make_shared<Inverse>();
+      if (!inverse || inverse.use_count() > 1)
+        inverse = std::allocate_shared<Inverse>(PoolAllocator<Inverse>());
       std::swap(*inverse, ws.solve.inverse);
       solver.template solve<KeepInverse::yes>(ws.map, z, ws.solve, NoObserver{});
       std::swap(*inverse, ws.solve.inverse);

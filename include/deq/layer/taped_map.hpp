@@ -31,6 +31,7 @@ class TapedMap {
     theta_.clear();
     for (const Tensor<B>& p : theta) theta_.push_back(p.alias());
     gathered_for_.clear();
+    at_ = {};
   }
   /// Lets go of every tensor, and of the recording.
   void release() {
@@ -47,8 +48,8 @@ class TapedMap {
   void evaluate(Samples a, BatchView<const S> z, BatchView<S> out) {
     B::copy_bytes(out.data, value(a, z).data, static_cast<std::size_t>(out.size()) * sizeof(S));
   }
-  /// The same where f has put it; stays until the next call. Operations on batches of a.count rows
-  /// may leave out those that are holes in the set.
+  /// The same where f has put it; stays until the next call, or until f is recorded. Operations on
+  /// batches of a.count rows may leave out those that are holes in the set.
   BatchView<const S> value(Samples a, BatchView<const S> z) {
     [[maybe_unused]] const typename B::Rows rows(a);
     value_ = {};  // its memory may serve again

@@ -82,7 +82,6 @@ __global__ void __launch_bounds__(threads)
   S norm[norms] = {};
   const auto x = map_chunk<S>([&](auto... number) { return op(norm, number...); },
                               load_chunk<n>(from.column(s, j), h.dim)...);
-  store_chunk(to.column(s, j), h.dim, x);
   for (int k = 0; k < norms; ++k) note(k, norm[k]);
   const Index vectors = vectors_of(h, rank, s);
   for_each_vector<S, n>(h, s, vectors, [&](Index v, const Chunk<T, n>& vector) {
@@ -90,6 +89,7 @@ __global__ void __launch_bounds__(threads)
     for_each_number([&](S number, S with) { sum += number * with; }, as<S>(vector), x);
     note(norms + v, sum);
   });
+  store_chunk(to.column(s, j), h.dim, x);
   __syncthreads();
   S* const row = part_of_block(part, width);
   for (Index k = threadIdx.x; k < norms + vectors; k += threads) {

@@ -3,13 +3,16 @@
 // use the same places again and again.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <limits>
 #include <list>
 #include <mutex>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include <deq/backend/cuda/ranges.hpp>
 #include <deq/backend/cuda/runtime.cuh>
@@ -18,10 +21,10 @@ namespace deq::cuda {
 
 class GraphMemory;
 
-/// Memory that is handed out again once it has been given back: after the first solve, VJP or
-/// training step of a given size nothing is requested from the system any more. With
-/// DEQ_CUDA_MEMORY_APART in the environment every request has an allocation of its own, for
-/// compute-sanitizer to see what is read or written behind its end.
+/// Memory that is handed out again once it has been given back: in the steady state of a series of
+/// solves, VJPs or training steps of one size nothing is requested from the system any more. With
+/// DEQ_CUDA_MEMORY_APART=1 in the environment every request has an allocation of its own, which is
+/// freed when it is given back, for compute-sanitizer to see what is read or written outside.
 class DevicePool {
  public:
   static DevicePool& instance() {
@@ -36,7 +39,7 @@ class DevicePool {
       unused_.put(allocate(bytes));
       range = take(unused_, bytes);
     }
-    used_[range->begin] = {*range};
+    used_[range->begin].range = *range;
     return range->begin;
   }
   /// Gives a block back to whom it belongs.
@@ -50,24 +53,35 @@ class DevicePool {
   /// Bytes that are held from the system, in use or not, by graphs as well.
   std::size_t bytes() const {
     const std::lock_guard lock(mutex_);
-    std::size_t sum = 0;
-    for (const auto& [begin, bytes] : allocations_) sum += bytes;
-    return sum;
+    return bytes_;
+  }
+  /// The most that were held at any time since the last reset_peak().
+  std::size_t peak_bytes() const {
+    const std::lock_guard lock(mutex_);
+    return peak_bytes_;
+  }
+  void reset_peak() {
+    const std::lock_guard lock(mutex_);
+    peak_bytes_ = bytes_;
   }
 
  private:
   friend class GraphMemory;
   struct Block {
     Range range;
-    GraphMemory* graph = nullptr;  ///< to which it belongs, if to any
-    std::size_t lane = 0;          ///< in which it was given out; 0: in none
+    std::vector<GraphMemory*> graphs = {};  ///< that may name it
+    std::size_t lane = 0;                   ///< in which it was given out; 0: in none
+    bool given_back = false;                ///< but several graphs name it
   };
 
-  DevicePool() : apart_(std::getenv("DEQ_CUDA_MEMORY_APART") != nullptr) {}
+  DevicePool() {
+    const char* const apart = std::getenv("DEQ_CUDA_MEMORY_APART");
+    apart_ = apart && std::string_view(apart) != "0";
+  }
 
   /// What the system hands out, and small requests share.
   static constexpr std::size_t granularity = 2 << 20, small = 1 << 20;
-  static constexpr std::size_t alignment = 512, least = 16;
+  static constexpr std::size_t alignment = 512, least = 4;
   static constexpr std::size_t rounded(std::size_t bytes, std::size_t to) {
     return bytes == 0 ? to : (bytes + to - 1) / to * to;
   }
@@ -92,6 +106,8 @@ class DevicePool {
                          " bytes: ", cudaGetErrorString(status));
     char* const begin = static_cast<char*>(block);
     allocations_[begin] = bytes;
+    bytes_ += bytes;
+    peak_bytes_ = std::max(peak_bytes_, bytes_);
     return {begin, bytes, begin};
   }
   void trim_locked() {
@@ -103,13 +119,15 @@ class DevicePool {
       }
       unused_.cut(whole);
       cudaFree(whole.begin);
+      bytes_ -= whole.bytes;
       at = allocations_.erase(at);
     }
   }
 
-  const bool apart_;
+  bool apart_ = false;
   mutable std::mutex mutex_;  ///< of this, and of all graphs' memory
   std::unordered_map<char*, std::size_t> allocations_;
+  std::size_t bytes_ = 0, peak_bytes_ = 0;
   std::unordered_map<void*, Block> used_;
   Ranges unused_;
 };
@@ -131,19 +149,30 @@ class GraphMemory {
   };
 
  public:
-  /// Begins with what nobody else uses.
+  /// Begins with what nobody else uses, less the allocations of which nobody uses anything: what is
+  /// recorded finds places for its largest blocks before small ones lie in them.
   GraphMemory() {
     const std::lock_guard lock(all_.mutex_);
+    all_.trim_locked();
     unused_.put_all(all_.unused_);
     for (const auto& [begin, range] : unused_) untouched_.put(range);
-    for (auto& [block, entry] : all_.used_)
-      if (!entry.graph) entry.graph = this;
+    for (auto& [place, block] : all_.used_)
+      if (!block.given_back) block.graphs.push_back(this);
   }
   ~GraphMemory() {
     const std::lock_guard lock(all_.mutex_);
-    for (auto& [block, entry] : all_.used_)
-      if (entry.graph == this) entry.graph = nullptr;
+    for (auto at = all_.used_.begin(); at != all_.used_.end();) {
+      DevicePool::Block& block = at->second;
+      std::erase(block.graphs, this);
+      if (block.given_back && block.graphs.empty()) {
+        unused_.put(block.range);
+        at = all_.used_.erase(at);
+      } else {
+        ++at;
+      }
+    }
     all_.unused_.put_all(unused_);
+    if (all_.apart_) all_.trim_locked();
   }
   GraphMemory(const GraphMemory&) = delete;
   GraphMemory& operator=(const GraphMemory&) = delete;
@@ -160,7 +189,7 @@ class GraphMemory {
       range = all_.take(unused_, bytes);
     }
     bytes_ += untouched_.cut(*range);
-    all_.used_[range->begin] = {*range, this, lane_ ? lane_->id : 0};
+    all_.used_[range->begin] = {*range, {this}, lane_ ? lane_->id : 0};
     return range->begin;
   }
 
@@ -234,9 +263,15 @@ class GraphMemory {
 inline void DevicePool::release(void* block) noexcept {
   const std::lock_guard lock(mutex_);
   const auto at = used_.find(block);
-  const Block given_back = at->second;
+  Block& given_back = at->second;
+  if (given_back.graphs.size() > 1) {  // stays where it is until all of them are gone
+    given_back.given_back = true;
+    return;
+  }
+  (given_back.graphs.empty() ? unused_ : given_back.graphs[0]->unused_for(given_back))
+      .put(given_back.range);
   used_.erase(at);
-  (given_back.graph ? given_back.graph->unused_for(given_back) : unused_).put(given_back.range);
+  if (apart_) trim_locked();
 }
 
 /// Where the backend's memory comes from.

@@ -80,14 +80,16 @@ template <class S, int n, class X>
 __device__ Pack<S, n> load_as(const X* from) {
   return as<S>(load_pack<n>(from));
 }
+/// x += before.
+template <int n, class S>
+__device__ void add_to(Pack<S, n>& x, const Pack<S, n>& before) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) x.word[i] = before.word[i] + x.word[i];
+}
 /// The same as for one number.
 template <int n, class X, class S>
 __device__ void put(X* to, Pack<S, n> x, bool accumulate) {
-  if (accumulate) {
-    const Pack<S, n> before = load_as<S, n>(to);
-#pragma unroll
-    for (int i = 0; i < n; ++i) x.word[i] = before.word[i] + x.word[i];
-  }
+  if (accumulate) add_to(x, load_as<S, n>(to));
   store_pack(to, as<X>(x));
 }
 /// Nothing for a cotangent that nobody wants.

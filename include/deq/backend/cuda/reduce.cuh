@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Sums. The order of the terms is fixed by the extents alone, so that a result has the same bits
-// in every run.
+// Sums. The order of the terms is fixed by the extents alone, and by whether columns begin where
+// packs may, as those of all tensors from the pool do, so that a result has the same bits in every
+// run.
 #pragma once
 
 #include <deq/backend/array.hpp>

@@ -68,10 +68,13 @@ __global__ void __launch_bounds__(threads)
     Pack<S, n> x[strip_packs];
 #pragma unroll
     for (int k = 0; k < strip_packs; ++k)
-      if (const Index i = first + k * step; i < g.length) x[k] = load_as<S, n>(from + i);
+      if (const Index i = first + k * step; i < g.length) {
+        x[k] = load_as<S, n>(from + i);
+        if (accumulate) add_to(x[k], load_as<S, n>(to + i));
+      }
 #pragma unroll
     for (int k = 0; k < strip_packs; ++k)
-      if (const Index i = first + k * step; i < g.length) put(to + i, x[k], accumulate);
+      if (const Index i = first + k * step; i < g.length) store_pack(to + i, as<To>(x[k]));
   }
 }
 }  // namespace cuda

@@ -38,44 +38,11 @@ class BlockPool {
     return block;
   }
 
-  /// Null where the system would have to be asked.
-  void* acquire_unused(std::size_t bytes) {
-    const std::size_t c = size_class(bytes), own = own_shelf();
-    for (std::size_t i = 0; i < shelves_.size(); ++i)
-      if (void* block = shelves_[(own + i) % shelves_.size()].take(c)) return block;
-    return bytes >= large ? take_wider(c, own) : nullptr;
-  }
-
   void release(void* block, std::size_t bytes) noexcept {
     const std::size_t c = class_of(block, bytes);
     Shelf& shelf = shelves_[own_shelf()];
     const std::lock_guard lock(shelf.mutex);
     shelf.free[c].push_back(block);
-  }
-
-  /// Takes the unused blocks of another pool for which `wanted` holds.
-  template <class Wanted>
-  void take_unused(BlockPool& other, Wanted wanted) {
-    for (std::size_t i = 0; i < shelves_.size(); ++i) {
-      const std::scoped_lock lock(shelves_[i].mutex, other.shelves_[i].mutex);
-      for (std::size_t c = 0; c < classes; ++c) {
-        std::vector<void*>&from = other.shelves_[i].free[c], &to = shelves_[i].free[c];
-        const auto taken = std::stable_partition(from.begin(), from.end(),
-                                                 [&](void* block) { return !wanted(block); });
-        to.insert(to.end(), taken, from.end());
-        from.erase(taken, from.end());
-      }
-    }
-  }
-
-  /// visit(block) for the unused blocks.
-  template <class Visit>
-  void for_each_unused(Visit visit) {
-    for (Shelf& shelf : shelves_) {
-      const std::lock_guard lock(shelf.mutex);
-      for (const std::vector<void*>& list : shelf.free)
-        for (void* block : list) visit(block);
-    }
   }
 
   /// Returns every unused block to the system.
@@ -128,6 +95,14 @@ class BlockPool {
       return block;
     }
   };
+  /// Null where the system would have to be asked.
+  void* acquire_unused(std::size_t bytes) {
+    const std::size_t c = size_class(bytes), own = own_shelf();
+    for (std::size_t i = 0; i < shelves_.size(); ++i)
+      if (void* block = shelves_[(own + i) % shelves_.size()].take(c)) return block;
+    return bytes >= large ? take_wider(c, own) : nullptr;
+  }
+
   /// A free block of one of the next larger classes; null if there is none.
   void* take_wider(std::size_t c, std::size_t own) {
     WideBlocks& known = wide();
@@ -161,8 +136,7 @@ class BlockPool {
   }
 
   std::array<Shelf, 8> shelves_;
-  /// Blocks that are larger than asked for, and their classes. Of all pools of this kind: a block
-  /// may be given back to another pool than it is from. Never destroyed, as the pools.
+  /// Blocks that are larger than asked for, and their classes. Never destroyed, as the pool.
   struct WideBlocks {
     std::mutex mutex;
     std::vector<std::pair<void*, std::size_t>> blocks;

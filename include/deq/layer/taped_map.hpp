@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include <deq/backend/array.hpp>
@@ -31,12 +32,12 @@ class TapedMap {
     theta_.clear();
     for (const Tensor<B>& p : theta) theta_.push_back(p.alias());
     gathered_for_.clear();
-    at_ = {};
+    at_.reset();
   }
   /// Lets go of every tensor, and of the recording.
   void release() {
     tape_.clear();
-    at_ = {};
+    at_.reset();
     z_ = output_ = {};
     value_ = {};
     for (auto* list : {&x_vars_, &theta_vars_, &wrt_}) list->clear();
@@ -77,7 +78,7 @@ class TapedMap {
 
   /// Records n applications of f, one after the other, from z.
   TapedMap& record(BatchView<const S> z, int n) {
-    at_ = {};
+    at_.reset();
     value_ = {};  // its memory may serve the recording
     tape_.clear();
     x_vars_.clear();
@@ -129,7 +130,7 @@ class TapedMap {
 
  private:
   void record_if_needed() {
-    if (at_.data) record(at_, 1);
+    if (at_) record(*at_, 1);
   }
   /// A batch as a tensor (count, state...), without a copy. Operations never write to operands.
   Tensor<B> as_tensor(BatchView<const S> z) const {
@@ -175,7 +176,7 @@ class TapedMap {
   std::vector<Index> gathered_for_, host_ids_;
   Tensor<B> value_;
   Tape<B> tape_;
-  BatchView<const S> at_;  ///< where f is yet to be recorded, if anywhere
+  std::optional<BatchView<const S>> at_;  ///< where f is yet to be recorded, if anywhere
   Var<B> z_, output_;
   std::vector<Var<B>> x_vars_, theta_vars_, wrt_;
   std::vector<Tensor<B>> into_;

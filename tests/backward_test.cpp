@@ -128,7 +128,7 @@ struct Family {
     auto f = column_map<B>(n, [&](Index s, const S* z, S* out) { maps.evaluate(s, z, out); });
     const auto solved =
         solve<KeepInverse::yes>(solver, f, std::vector<S>(at(n * count)), workspace);
-    Random random(71);
+    Noise random(71);
     for (Index s = 0; s < count; ++s) {
       MatrixXd J(n, n);
       std::vector<double> z(solved.col(s, n), solved.col(s + 1, n)), fz(at(n));

@@ -12,9 +12,7 @@
 #include <doctest/doctest.h>
 
 #include <deq/backend/cpu/kernels.hpp>
-#include <deq/backend/cuda/conv.cuh>
-#include <deq/backend/cuda/gemm.cuh>
-#include <deq/backend/cuda/nhwc_conv.cuh>
+#include <deq/backend/cuda/kernels.cuh>
 
 #include "support/images.hpp"
 #include "support/maps.hpp"

@@ -19,7 +19,7 @@ namespace {
 
 using deq_emulation::Landing;
 using deq_emulation::Order;
-using deq_test::Random;
+using deq_test::Noise;
 
 constexpr unsigned everyone = 0xffffffff;
 
@@ -235,7 +235,7 @@ __global__ void leave_one_behind(int* x) {
 // Execution ---------------------------------------------------------------------------------------
 
 TEST_CASE("a block reduces with shuffles and barriers, whatever the order") {
-  Random random(1);
+  Noise random(1);
   std::vector<double> x(5 * 256);
   for (double& xi : x) xi = random();
   const Device<double> in(x), out(5);
@@ -455,7 +455,7 @@ std::vector<float> product(const std::vector<float>& a, const std::vector<float>
 
 TEST_CASE("a warp multiplies matrices") {
   // Integers this small leave no room for rounding.
-  Random random(2);
+  Noise random(2);
   const auto matrix = [&](std::size_t n) {
     std::vector<float> x(n);
     for (float& xi : x) xi = static_cast<float>(random.below(129)) - 64;

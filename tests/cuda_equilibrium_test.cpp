@@ -21,7 +21,7 @@ namespace {
 
 template <class B>
 Tensor<B> random(const Shape& shape, std::uint32_t seed, double scale) {
-  const auto x = deq_test::Random(seed).vector(shape.size(), scale);
+  const auto x = deq_test::Noise(seed).vector(shape.size(), scale);
   return Tensor<B>(shape, std::vector<typename B::Scalar>(x.begin(), x.end()));
 }
 
@@ -49,30 +49,41 @@ Outcome outcome(const Solution& solution, const EquilibriumGradients<B>& g) {
   return out;
 }
 
-/// Eight samples of tanh(W z + x), the first of which are solved at once since their x is large and
+/// Dense or convolutional, as w is: with one type for both a compiler has half of the work.
+constexpr Index channels = 4, side = 4;
+constexpr auto function = [](const auto& z, const auto& x, const auto& w, const auto& scale,
+                             const auto& shift) {
+  if (w.shape().rank() == 2) return tanh(linear(z, w) + (x * scale + shift));
+  const Shape shape{z.extent(0), channels, side, side};
+  const auto image = nhwc::from_nchw(reshape(z, shape));
+  const auto injection = nhwc::from_nchw(reshape(x, shape));
+  return flatten(
+      nhwc::to_nchw(nhwc::conv_norm(image, w, {.groups = 2, .conv = {.padding = 1}, .relu = true},
+                                    {.scale = &scale, .shift = &shift, .addend = &injection})));
+};
+
+/// Eight samples of a dense f, the first of which are solved at once since their x is large and
 /// f flat there; the last has a NaN.
 template <class B, class Solver, class Policy>
 Outcome dense(const Solver& solver, const Policy& policy) {
   using S = typename B::Scalar;
   constexpr Index n = 8, dim = 12;
-  auto layer = equilibrium<Solver, Policy>(
-      [](const auto& z, const auto& x, const auto& w) { return tanh(linear(z, w) + x); }, solver,
-      policy);
+  auto layer = equilibrium<Solver, Policy>(function, solver, policy);
   layer.certified = true;
   std::vector<S> x;
-  const auto values = deq_test::Random(2).vector(n * dim);
+  const auto values = deq_test::Noise(2).vector(n * dim);
   for (std::size_t i = 0; i < values.size(); ++i)
     x.push_back(static_cast<S>(i < values.size() / 2 ? (values[i] < 0 ? -30 : 30) : values[i]));
   x.back() = std::numeric_limits<S>::quiet_NaN();
   const Tensor<B> w = random<B>({dim, dim}, 1, 0.4);
-  const auto solution =
-      layer.solve(Tensor<B>({n, dim}, S(0)), inputs(Tensor<B>({n, dim}, x)), params(w));
+  const auto solution = layer.solve(Tensor<B>({n, dim}, S(0)), inputs(Tensor<B>({n, dim}, x)),
+                                    params(w, Tensor<B>({dim}, S(1)), Tensor<B>({dim}, S(0))));
   // The sample that is not finite would spoil the gradient of W for everybody.
   auto h = random<B>({n, dim}, 3, 1).to_host();
   for (std::size_t i = h.size() - dim; i < h.size(); ++i) h[i] = 0;
   EquilibriumGradients<B> g;
   g.inputs.emplace_back(Shape{n, dim});
-  g.params.emplace_back();
+  g.params.resize(3);
   layer.gradient(solution, Tensor<B>({n, dim}, h), g);
   return outcome<B>(solution, g);
 }
@@ -81,18 +92,8 @@ Outcome dense(const Solver& solver, const Policy& policy) {
 template <class B, class Solver, class Policy>
 Outcome convolutional(const Solver& solver, const Policy& policy) {
   using S = typename B::Scalar;
-  constexpr Index n = 5, channels = 4, side = 4, dim = channels * side * side;
-  auto layer = equilibrium<Solver, Policy>(
-      [](const auto& z, const auto& x, const auto& w, const auto& scale, const auto& shift) {
-        const Shape shape{z.extent(0), channels, side, side};
-        const auto image = nhwc::from_nchw(reshape(z, shape));
-        const auto injection = nhwc::from_nchw(reshape(x, shape));
-        const auto a =
-            nhwc::conv_norm(image, w, {.groups = 2, .conv = {.padding = 1}, .relu = true},
-                            {.scale = &scale, .shift = &shift, .addend = &injection});
-        return flatten(nhwc::to_nchw(a));
-      },
-      solver, policy);
+  constexpr Index n = 5, dim = channels * side * side;
+  auto layer = equilibrium<Solver, Policy>(function, solver, policy);
   auto x = random<B>({n, dim}, 4, 1).to_host();
   for (std::size_t i = 0; i < x.size(); ++i) x[i] *= static_cast<S>(1 + 20 * (i / dim % 2));
   const auto solution =

@@ -23,7 +23,7 @@ namespace {
 using B = Cuda<float>;
 
 Tensor<B> random(const Shape& shape, std::uint32_t seed, double scale) {
-  const auto x = deq_test::Random(seed).vector(shape.size(), scale);
+  const auto x = deq_test::Noise(seed).vector(shape.size(), scale);
   return Tensor<B>(shape, std::vector<float>(x.begin(), x.end()));
 }
 /// New numbers in the same memory.
@@ -338,7 +338,7 @@ TEST_CASE("Works side by side do not disturb each other, in whatever order they 
 TEST_CASE("Lanes that share a cotangent do not overwrite it for each other") {
   using Half = Cuda<float, cuda::Bf16>;
   const auto random = [](const Shape& shape, std::uint32_t seed) {
-    const auto x = deq_test::Random(seed).vector(shape.size(), 1);
+    const auto x = deq_test::Noise(seed).vector(shape.size(), 1);
     return Tensor<Half>(shape, std::vector<float>(x.begin(), x.end()));
   };
   const Tensor<Half> x = random({3, 4, 4, 8}, 1), cotangent = random(x.shape(), 2);

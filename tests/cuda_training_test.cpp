@@ -57,7 +57,7 @@ Trained train(const Policy& policy) {
     const auto put = [](const std::vector<S>& from, const Tensor<B>& to) {
       B::upload_bytes(to.data(), from.data(), from.size() * sizeof(S));
     };
-    const auto pixels = deq_test::Random(10 + step).vector(images.size());
+    const auto pixels = deq_test::Noise(10 + step).vector(images.size());
     put({pixels.begin(), pixels.end()}, images);
     for (std::size_t i = 0; i < masks.size(); ++i)
       put(dropout_mask<B>(masks[i].shape(), 0.3, {1, step, static_cast<std::uint32_t>(i)})

@@ -133,7 +133,7 @@ TEST_CASE("The multisecant inverse maps the differences of residuals to those of
       CHECK(ws.inverse.rank(1) == std::min(count, 4));
       for (Index j = 0; j < dz.cols(); ++j) CHECK(error(h * dg.col(j), dz.col(j)) < 1e-8);
       // On what is orthogonal to the differences it is -beta I.
-      VectorXd x = eigen(Random(3).vector(n));
+      VectorXd x = eigen(Noise(3).vector(n));
       x -= dg * dg.colPivHouseholderQr().solve(x);
       CHECK(error(h * x, -beta * x) < 1e-8);
     }
@@ -148,7 +148,7 @@ TEST_CASE("Apply, apply_transpose and to_dense agree, for one sample of a batch"
         f, std::vector<double>(3 * n), ws);
     CHECK(ws.inverse.dim() == n);
     CHECK(ws.inverse.memory() == 4);
-    Random random(4);
+    Noise random(4);
     for (Index s = 0; s < 3; ++s) {
       const MatrixXd h = dense(ws.inverse, s);
       const std::vector<double> x = random.vector(n);
@@ -183,7 +183,7 @@ TEST_CASE("Differences that depend on each other make room instead of dividing b
 TEST_CASE_TEMPLATE("J7: a symmetric contraction of 200 dimensions is solved to its residual", S,
                    float, double) {
   constexpr Index dim = 200;
-  const std::vector<double> half = Random(77).vector(dim * dim);
+  const std::vector<double> half = Noise(77).vector(dim * dim);
   MatrixXd m = Eigen::Map<const MatrixXd>(half.data(), dim, dim);
   m = (m + m.transpose()).eval();
   // The largest eigenvalue, by the growth of m^2 x: its sign does not matter.
@@ -195,7 +195,7 @@ TEST_CASE_TEMPLATE("J7: a symmetric contraction of 200 dimensions is solved to i
     x /= growth;
   }
   m *= 0.499 / std::sqrt(growth);
-  const std::vector<double> b = Random(78).vector(dim);
+  const std::vector<double> b = Noise(78).vector(dim);
   const std::vector<double> entries(m.data(), m.data() + dim * dim);
   const VectorXd exact = (MatrixXd::Identity(dim, dim) - m).colPivHouseholderQr().solve(eigen(b));
   const double tolerance = std::is_same_v<S, float> ? 3e-6 : 1e-10;

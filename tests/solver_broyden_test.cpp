@@ -171,7 +171,7 @@ TEST_CASE("Apply, apply_transpose and to_dense agree, for one sample of a batch"
     typename decltype(solver)::template Workspace<B> ws;
     solve<KeepInverse::yes>(solver, f, std::vector<double>(36), ws);
     CHECK(ws.inverse.dim() == n);
-    Random random(9);
+    Noise random(9);
     for (Index s = 0; s < 3; ++s) {
       const MatrixXd h = dense(ws.inverse, s);
       for (int i = 0; i < 5; ++i) {

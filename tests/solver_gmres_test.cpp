@@ -36,8 +36,8 @@ TEST_CASE_TEMPLATE("Gmres solves random systems, Picard's contraction or not", S
     for (const double scale : {0.1, 1.0, 5.0}) {
       CAPTURE(n);
       CAPTURE(scale);
-      const auto a = Random(static_cast<std::uint32_t>(n)).vector(n * n, scale),
-                 b = Random(2).vector(n);
+      const auto a = Noise(static_cast<std::uint32_t>(n)).vector(n * n, scale),
+                 b = Noise(2).vector(n);
       DenseAffine<Cpu<S>> f(a, b);
       const auto solved =
           solve(Gmres{.stopping = {.max_iterations = 200, .relative_tolerance = tolerance},
@@ -51,7 +51,7 @@ TEST_CASE_TEMPLATE("Gmres solves random systems, Picard's contraction or not", S
 
 TEST_CASE("One cycle of Gmres minimises the residual over the Krylov space") {
   constexpr Index n = 10, m = 4;
-  const auto a = Random(5).vector(n * n, 0.4), b = Random(6).vector(n);
+  const auto a = Noise(5).vector(n * n, 0.4), b = Noise(6).vector(n);
   const MatrixXd system = MatrixXd::Identity(n, n) - Eigen::Map<const Rows>(a.data(), n, n);
   const VectorXd rhs = Eigen::Map<const VectorXd>(b.data(), n);
   MatrixXd krylov(n, m);
@@ -69,7 +69,7 @@ TEST_CASE("One cycle of Gmres minimises the residual over the Krylov space") {
 
 TEST_CASE("A short restart needs more products and arrives all the same") {
   constexpr Index n = 40;
-  const auto a = Random(7).vector(n * n, 0.13), b = Random(8).vector(n);
+  const auto a = Noise(7).vector(n * n, 0.13), b = Noise(8).vector(n);
   int products[2] = {};
   for (const Index restart : {40, 4}) {
     DenseAffine<B> f(a, b);
@@ -117,7 +117,7 @@ TEST_CASE("With A = 0 the first Krylov vector is the solution: the happiest brea
 }
 
 TEST_CASE("A right-hand side of zero has the solution zero, from any start") {
-  const auto a = Random(9).vector(25, 0.5);
+  const auto a = Noise(9).vector(25, 0.5);
   DenseAffine<B> f(a, std::vector<double>(5));
   const auto from_zero = solve(Gmres{}, f, std::vector<double>(5));
   CHECK(from_zero.sample().converged());
@@ -158,9 +158,9 @@ TEST_CASE("A singular system ends with a status and finite numbers") {
 
 TEST_CASE("Samples leave a cycle one by one") {
   constexpr Index n = 12;
-  const auto a = Random(10).vector(n * n, 0.3);
+  const auto a = Noise(10).vector(n * n, 0.3);
   DenseAffine<B> f(a, std::vector<double>(n));
-  std::vector<double> z0 = Random(11).vector(n);
+  std::vector<double> z0 = Noise(11).vector(n);
   const auto hard = z0;
   const std::vector<double> easy(n, 1e-14);
   z0.insert(z0.end(), easy.begin(), easy.end());

@@ -359,7 +359,7 @@ std::vector<Result> solve_mixture(const Solver& solver, const std::vector<Index>
     const double* z = solved.z.data() + s * at(n);
     Result result{{z, z + n}, solved.report.relative_trace[s], {}, solved.report.samples[s]};
     if constexpr (keeps)
-      result.inverse = apply<B>(ws.inverse, static_cast<Index>(s), Random(5).vector(n), true);
+      result.inverse = apply<B>(ws.inverse, static_cast<Index>(s), Noise(5).vector(n), true);
     results.push_back(std::move(result));
   }
   return results;
@@ -371,7 +371,7 @@ void check_independence(const Solver& solver) {
   for (Index p = 0; p < families; ++p) alone.push_back(solve_mixture(solver, {p})[0]);
   CHECK(alone[at(nan_parameter)].report.status == SolveStatus::non_finite);
 
-  Random random(23);
+  Noise random(23);
   for (int shuffle = 0; shuffle < 6; ++shuffle) {
     std::vector<Index> order(at(families));
     std::iota(order.begin(), order.end(), Index(0));
@@ -433,13 +433,13 @@ TEST_CASE("Anderson's memories may differ from sample to sample when the budget 
 
 TEST_CASE("Gmres: a sample's result does not depend on its neighbours") {
   // One matrix for all; the right-hand sides, which come in through the start, differ.
-  const DenseAffine<B> map(Random(31).vector(n * n, 0.35), std::vector<double>(at(n)));
+  const DenseAffine<B> map(Noise(31).vector(n * n, 0.35), std::vector<double>(at(n)));
   const Gmres solver{
       .stopping = {.relative_tolerance = 0, .absolute_tolerance = 1e-9, .trace = true},
       .restart = 6};
   std::vector<std::vector<double>> starts;
   for (std::uint32_t s = 0; s < 6; ++s)
-    starts.push_back(Random(40 + s).vector(n, s == 2 ? 1e-12 : 1));
+    starts.push_back(Noise(40 + s).vector(n, s == 2 ? 1e-12 : 1));
   starts.push_back(std::vector<double>(at(n), std::nan("")));
   std::vector<Solved<double>> alone;
   for (const auto& z0 : starts) {

@@ -167,14 +167,14 @@ build_all() {
   doctest=$(first_with doctest/doctest.h "${DOCTEST_DIR:-}" /usr/include /usr/local/include) ||
     missing+=('doctest (DOCTEST_DIR, /usr/include)')
   # One set of options for the host side of all: the CPU's kernels must see the same vectors in every
-  # source (backend/cpu/compiled_kernels.hpp).
+  # source (backend/cpu/compiled_kernels.hpp). The tests share those of the GPU as well.
   local common=(-std=c++20 -DDEQ_COMPILED_KERNELS -I include ${eigen:+-isystem "$eigen"})
   local host=(g++ "${common[@]}" -O2) device=("$nvcc" "${common[@]}" --extended-lambda
     --expt-relaxed-constexpr --diag-suppress '554,20012' "-arch=$arch")
   # A level of the host's side alone; for tests one that is done sooner, as tests/CMakeLists.txt has it.
   local fast=-O3 soon=-O1
   # A path that the compiler searches anyway must not come first as a system path.
-  local tested=(-I tests)
+  local tested=(-I tests -DDEQ_COMPILED_CUDA_KERNELS)
   if [[ -n $doctest && $doctest != /usr/include ]]; then tested+=(-isystem "$doctest"); fi
   if [[ -n $march ]]; then
     host+=("-march=$march")
@@ -189,6 +189,7 @@ build_all() {
     command[$1]="${*:2}"
   }
   if [[ -n $eigen ]]; then
+    add cuda_kernels "${device[@]}" "$soon" -x cu -c tests/cuda_kernels.cpp
     add check_reference "${device[@]}" "$soon" "${tested[@]}" -DDEQ_REFERENCE_CUDA -x cu -c tests/check_reference.cpp
     add kernels "${host[@]}" -c tests/kernels.cpp
     programs+=(check_reference)
@@ -221,8 +222,8 @@ build_all() {
     local objects=("$build/$program.o")
     case $program in
       gpu_bench_*) ;;
-      check_reference) objects+=("$build/kernels.o") ;;
-      *) objects+=("$build/kernels.o" "$build/main.o") ;;
+      check_reference) objects+=("$build/kernels.o" "$build/cuda_kernels.o") ;;
+      *) objects+=("$build/kernels.o" "$build/cuda_kernels.o" "$build/main.o") ;;
     esac
     for object in "${objects[@]}"; do
       if [[ ! -f $object.how ]]; then

@@ -55,7 +55,7 @@ class Mirror {
 template <class B>
 Mirror<B> random_batch(Index n, std::uint32_t seed) {
   std::vector<typename B::Scalar> x;
-  for (const double xi : Random(seed).vector(n)) x.push_back(static_cast<typename B::Scalar>(xi));
+  for (const double xi : Noise(seed).vector(n)) x.push_back(static_cast<typename B::Scalar>(xi));
   return Mirror<B>(std::move(x));
 }
 template <class B>
@@ -398,7 +398,7 @@ TEST_CASE_TEMPLATE("A basis may be stored as bfloat16", B, DEQ_CONTRACT_BACKENDS
     // The same basis, rounded, stored both ways.
     std::vector<Bfloat16> compact;
     std::vector<double> rounded;
-    for (const double v : Random(70).vector(count * capacity * dim)) {
+    for (const double v : Noise(70).vector(count * capacity * dim)) {
       compact.push_back(Bfloat16(v));
       rounded.push_back(static_cast<double>(static_cast<float>(compact.back())));
     }

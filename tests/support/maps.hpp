@@ -23,9 +23,9 @@ namespace deq_test {
 using deq::Index;
 
 /// Uniform numbers in [-1, 1), the same with every standard library.
-class Random {
+class Noise {
  public:
-  explicit Random(std::uint32_t seed) : engine_(seed) {}
+  explicit Noise(std::uint32_t seed) : engine_(seed) {}
   double operator()() { return static_cast<double>(engine_()) * 0x1p-31 - 1; }
   std::vector<double> vector(Index n, double scale = 1) {
     std::vector<double> x(static_cast<std::size_t>(n));
@@ -141,7 +141,7 @@ auto case_a() {
 /// f_p(z) = tanh(W_p z + b_p) for a list of parameters p; `gain` bounds the norm of W_p loosely.
 struct TanhFamily {
   TanhFamily(Index dim, Index members, double gain, std::uint32_t seed) : n(dim) {
-    Random random(seed);
+    Noise random(seed);
     for (Index p = 0; p < members; ++p) {
       W.push_back(random.vector(n * n, gain * std::sqrt(3 / static_cast<double>(n))));
       b.push_back(random.vector(n));

@@ -18,7 +18,7 @@
 namespace deq_test {
 
 /// n random numbers in [-1, 1), the same for the same seed.
-inline std::vector<double> random(Index n, std::uint32_t seed) { return Random(seed).vector(n); }
+inline std::vector<double> random(Index n, std::uint32_t seed) { return Noise(seed).vector(n); }
 
 /// Memory of a backend for the length of a test.
 template <class B>

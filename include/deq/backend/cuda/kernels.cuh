@@ -5,6 +5,7 @@
 
 #include <deq/backend/cuda/adam.cuh>
 #include <deq/backend/cuda/broadcast.cuh>
+#include <deq/backend/cuda/compiled_kernels.cuh>
 #include <deq/backend/cuda/conv.cuh>
 #include <deq/backend/cuda/cuda.cuh>
 #include <deq/backend/cuda/elementwise.cuh>

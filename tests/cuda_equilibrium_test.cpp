@@ -49,8 +49,8 @@ Outcome outcome(const Solution& solution, const EquilibriumGradients<B>& g) {
   return out;
 }
 
-/// Dense or convolutional, as w is: with one type for both a compiler has half of the work.
 constexpr Index channels = 4, side = 4;
+/// Dense or convolutional, as w is: with one type for both a compiler has half of the work.
 constexpr auto function = [](const auto& z, const auto& x, const auto& w, const auto& scale,
                              const auto& shift) {
   if (w.shape().rank() == 2) return tanh(linear(z, w) + (x * scale + shift));

@@ -103,6 +103,12 @@ inline cudaError_t cudaDeviceSynchronize() {
 
 // Streams -----------------------------------------------------------------------------------------
 
+inline cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
+  return cudaSuccess;
+}
+
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   *stream = new CUstream_st{.flags = flags, .capture = {}};
   return cudaSuccess;

@@ -209,6 +209,10 @@ using cudaGraphNode_t = struct CUgraphNode_st*;
 using cudaGraphExec_t = struct CUgraphExec_st*;
 using cudaGraphConditionalHandle = unsigned long long;
 
+enum cudaGraphInstantiateFlags {
+  cudaGraphInstantiateFlagUseNodePriority = 8,
+};
+
 enum cudaStreamCaptureStatus {
   cudaStreamCaptureStatusNone = 0,
   cudaStreamCaptureStatusActive = 1,

@@ -51,7 +51,8 @@ class Graph {
     check(cudaStreamEndCapture(stream(), &graph), "record");
     graph_.reset(graph);
     cudaGraphExec_t executable = nullptr;
-    check(cudaGraphInstantiate(&executable, graph, 0), "instantiate a graph");
+    check(cudaGraphInstantiate(&executable, graph, cudaGraphInstantiateFlagUseNodePriority),
+          "instantiate a graph");
     executable_.reset(executable);
     memory_.settle();
   }

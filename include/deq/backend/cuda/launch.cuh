@@ -28,6 +28,21 @@ inline Index processors() {
   return count;
 }
 
+/// Kernels with fewer blocks than there are processors go first, where several are ready: they
+/// leave room for others, and what comes after them need not wait. Beside each other, as in a
+/// recorded f, they would otherwise queue behind all blocks of the large ones.
+inline cudaLaunchAttribute priority_of(Index blocks) {
+  static const int greatest = [] {
+    int of_all = 0, first = 0;
+    check(cudaDeviceGetStreamPriorityRange(&of_all, &first), "ask for priorities");
+    return first;
+  }();
+  cudaLaunchAttribute priority{};
+  priority.id = cudaLaunchAttributePriority;
+  priority.val.priority = blocks < processors() ? greatest : 0;
+  return priority;
+}
+
 /// Blocks and threads of a launch; with no blocks there is nothing to do.
 struct Grid {
   Index x = 1, y = 1, z = 1;
@@ -53,6 +68,9 @@ void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... argu
   config.blockDim = dim3(static_cast<unsigned>(grid.block));
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream();
+  cudaLaunchAttribute priority = priority_of(grid.x * grid.y * grid.z);
+  config.attrs = &priority;
+  config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
         "launch a kernel");
 }

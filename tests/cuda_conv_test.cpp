@@ -377,6 +377,16 @@ TEST_CASE("A halo is what the taps of a tile see, where it finds room") {
     CHECK(halo.height == c.height);
     CHECK(halo.width == c.width);
     CHECK(halo.fits());
+    for (const int distance : {1, 64, halo.of_sample() + halo.width + 1}) {
+      if (distance >= halo.pixels()) continue;
+      bool same = true;
+      for (int pixel = 0; pixel + distance < halo.pixels(); ++pixel) {
+        const auto at = halo.after(halo.place(pixel), halo.place(distance)),
+                   there = halo.place(pixel + distance);
+        same &= at.sample == there.sample && at.line == there.line && at.column == there.column;
+      }
+      CHECK(same);
+    }
   }
   CHECK(cuda::Halo::rows(map(32, 3, 1000, 3, 1)) == 0);
   CHECK(cuda::Halo::rows(map(3, 8, 8, 3, 1)) == 0);  // too few channels

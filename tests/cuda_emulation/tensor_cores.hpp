@@ -145,4 +145,25 @@ inline void ldmatrix_x4_trans(unsigned (&r)[4], const void* row) {
   executor.rendezvous(load_matrix_transposed, full_mask, &argument);
 }
 
+inline constexpr WarpOperation move_matrix{
+    "movmatrix", [](const WarpOperation::Arguments& lanes) {
+      std::array<std::array<std::uint16_t, 8>, 8> rows;
+      for (unsigned lane = 0; lane < warp_size; ++lane) {
+        if (!lanes[lane]) executor.give_up("movmatrix without all lanes of the warp");
+        const unsigned pair = *static_cast<const unsigned*>(lanes[lane]);
+        rows[lane / 4][lane % 4 * 2] = static_cast<std::uint16_t>(pair);
+        rows[lane / 4][lane % 4 * 2 + 1] = static_cast<std::uint16_t>(pair >> 16);
+      }
+      for (unsigned lane = 0; lane < warp_size; ++lane) {
+        const unsigned i = lane / 4, j = lane % 4 * 2;
+        *static_cast<unsigned*>(lanes[lane]) = unsigned{rows[j + 1][i]} << 16 | rows[j][i];
+      }
+    }};
+
+/// movmatrix.sync.aligned.m8n8.trans.b16: two elements of a row of the transposed matrix.
+inline unsigned movmatrix_trans(unsigned pair) {
+  executor.rendezvous(move_matrix, full_mask, &pair);
+  return pair;
+}
+
 }  // namespace deq_emulation

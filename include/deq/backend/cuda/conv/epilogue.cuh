@@ -5,8 +5,8 @@
 #include <functional>
 
 #include <deq/backend/cuda/conv/plan.hpp>
+#include <deq/backend/cuda/conv/strip_moments.cuh>
 #include <deq/backend/cuda/conv/tile.cuh>
-#include <deq/backend/cuda/moments.cuh>
 
 namespace deq::cuda {
 
@@ -21,21 +21,19 @@ struct ConvEpilogue {
   bool packed = false;  ///< channels come in eights that one access reaches
   bool plain = false;   ///< u is the sum
 
-  /// Writes u of n neighbouring channels of pixel `pixel` of all samples from their sums, and
-  /// leaves what was written in `value`; zeros for what is beyond the last channel.
+  /// Writes u of n neighbouring channels of pixel `pixel` of all samples from their sums, and says
+  /// what was written; zeros for what is beyond the last channel.
   template <int n>
-  __device__ void write(Pack<S, n>& value, const ImageMap& map, int pixel, int channel) const {
+  __device__ Pack<X, n> write(const Pack<S, n>& sums, const ImageMap& map, int pixel,
+                              int channel) const {
+    Pack<S, n> value = sums;
     const Index at = static_cast<Index>(pixel) * map.out_channels + channel;
     if (packed) {
-      if (channel >= map.out_channels) {
-        value = {};
-        return;
-      }
+      if (channel >= map.out_channels) return {};
       if (!plain) add_parts(value, map, pixel, channel, at);
       const Pack<X, n> stored = as<X>(value);
       store_pack(u + at, stored);
-      value = as<S>(stored);
-      return;
+      return stored;
     }
     // Other widths than multiples of eight: one after the other, and from memory, so that the code
     // stays small.
@@ -54,6 +52,7 @@ struct ConvEpilogue {
     }
 #pragma unroll
     for (int i = 0; i < n; ++i) value.word[i] = number[i];
+    return as<X>(value);
   }
 
  private:
@@ -73,16 +72,15 @@ struct ConvEpilogue {
   }
 };
 
-/// Writes a tile of u, and the moments of what it has written: those of strips of 16 rows are put
-/// together by the lanes of a warp, those of a segment from its strips. The order is the same for
+/// Writes a tile of u, and the moments of what it has written, in an order that is the same for
 /// tiles of all shapes. A barrier has to follow before the next tile.
 template <class T, class X, class Product>
 __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet samples,
                            Index first_row, int first_channel,
                            const ConvEpilogue<typename T::S, X>& epilogue, const Product& product) {
   using S = typename T::S;
-  constexpr int strip_rows = 16, strips = T::rows / strip_rows;
-  __shared__ S mean[strips][T::columns], squares[strips][T::columns];
+  using OfStrips = StripMoments<S, X, T::rows / strip_rows, T::columns>;
+  __shared__ OfStrips of_strips;
   const int lane = lane_here();
   const auto there = [&](const Segments::Row& row) {
     return exists(map, row) && samples.contains(row.sample);
@@ -103,24 +101,17 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
     }
 #pragma unroll
     for (int j = 0; j < n; j += pack / 2) {
-      const int group = column / 32 * 32 + 8 * j,
-                channel = first_channel + group + lane % 4 * 8 + half * pack;
-      Pack<S, pack> u[2] = {};
+      const int c = column / 32 * 32 + 8 * j + lane % 4 * 8 + half * pack;
+      Pack<X, pack> u[2] = {};
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         if (pixel[r] < 0) continue;
+        Pack<S, pack> value;
 #pragma unroll
-        for (int i = 0; i < pack; ++i) u[r].word[i] = sums[j + i / 2][2 * r + i % 2];
-        epilogue.write(u[r], map, pixel[r], channel);
+        for (int i = 0; i < pack; ++i) value.word[i] = sums[j + i / 2][2 * r + i % 2];
+        u[r] = epilogue.write(value, map, pixel[r], first_channel + c);
       }
-      if (!epilogue.moments) continue;
-      const auto of_strip =
-          halved<4>(halved<8>(halved<16>(Moments<S, pack>(u[0].word, u[1].word, count))));
-      const int quad = lane / 4 % 2;
-      if (pack < 8 && quad != half) continue;  // another thread has the same
-      const int c = group + lane % 4 * 8 + quad * 4 + lane / 8 % 2 * 2 + lane / 16;
-      mean[row / strip_rows][c] = of_strip.mean[0];
-      squares[row / strip_rows][c] = of_strip.squares[0];
+      if (epilogue.moments) of_strips.put(row / strip_rows, c, u, count);
     }
   });
   if (!epilogue.moments) return;
@@ -130,25 +121,13 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
     const int piece = i / T::columns, c = i % T::columns, begin = piece * segments.rows;
     const Segments::Row row = segments.row(first_row + begin);
     if (!there(row) || first_channel + c >= map.out_channels) continue;
-    // The rows of a segment that are there come first.
     const int rest = map.pixels() - row.pixel, count = rest < segments.rows ? rest : segments.rows;
-    const auto of_strip = [count](int r) {
-      return static_cast<S>(count - r < strip_rows ? count - r : strip_rows);
-    };
-    const int strip = begin / strip_rows;
-    S sum = 0, total = 0;
-    for (int r = 0; r < count; r += strip_rows)
-      sum += of_strip(r) * mean[strip + r / strip_rows][c];
-    const S of_all = sum / static_cast<S>(count);
-    for (int r = 0; r < count; r += strip_rows) {
-      const S distance = mean[strip + r / strip_rows][c] - of_all;
-      total += squares[strip + r / strip_rows][c] + of_strip(r) * distance * distance;
-    }
+    const Moment<S> moment = of_strips.of_rows(begin / strip_rows, count, c);
     S* const moments = epilogue.moments + (segments.in(first_row) + piece) *
                                               MomentParts<S>::part_size(map.out_channels);
     if (first_channel + c == 0) moments[0] = static_cast<S>(count);
-    moments[1 + first_channel + c] = of_all;
-    moments[1 + map.out_channels + first_channel + c] = total;
+    moments[1 + first_channel + c] = moment.mean;
+    moments[1 + map.out_channels + first_channel + c] = moment.squares;
   }
 }
 

@@ -31,16 +31,16 @@ class HaloPixels : public AlongSum<T, Halo::most> {
       if (map.in_squares) column_ = pixel.column * map.x.stride;
     }
     x_ = x + first.sample * map.in_pixels() * map.channels;
+    Halo::Place at = halo.place(this->line(0));
+    const Halo::Place a_round = halo.place(pixels_a_round);
 #pragma unroll
     for (int q = 0; q < all_quads; ++q) {
       at_[q] = nowhere;
       if (nobody_has(q)) continue;
-      const int pixel = this->line(q), sample = halo.by_sample.quotient(pixel),
-                in_sample = pixel - sample * halo.of_sample(),
-                down = halo.by_line.quotient(in_sample);
-      if (pixel >= halo.pixels()) continue;
-      const int line = down + line_ + map.y.start,
-                column = in_sample - down * halo.width + column_ + map.x.start;
+      const int line = at.line + line_ + map.y.start, column = at.column + column_ + map.x.start,
+                sample = at.sample;
+      at = halo.after(at, a_round);
+      if (this->line(q) >= halo.pixels()) continue;
       const bool there = sample_ + sample < map.samples && samples.contains(sample_ + sample) &&
                          map.y.inside(line) && map.x.inside(column);
       at_[q] =

@@ -210,6 +210,30 @@ struct Halo {
   bool fits() const { return Index{height} * width * samples <= most; }
   DEQ_HOST_DEVICE int of_sample() const { return height * width; }
   DEQ_HOST_DEVICE int pixels() const { return samples * of_sample(); }
+  /// Where one of its pixels is.
+  struct Place {
+    int sample, line, column;
+  };
+  DEQ_HOST_DEVICE Place place(int pixel) const {
+    const int sample = by_sample.quotient(pixel), in_sample = pixel - sample * of_sample(),
+              line = by_line.quotient(in_sample);
+    return {sample, line, in_sample - line * width};
+  }
+  /// Of the pixel `distance` pixels on, without a division.
+  DEQ_HOST_DEVICE Place after(Place at, const Place& distance) const {
+    at.sample += distance.sample;
+    at.line += distance.line;
+    at.column += distance.column;
+    if (at.column >= width) {
+      at.column -= width;
+      ++at.line;
+    }
+    if (at.line >= height) {
+      at.line -= height;
+      ++at.sample;
+    }
+    return at;
+  }
   /// Words of a plane, and of all planes of a slice.
   DEQ_HOST_DEVICE int plane() const { return pixels() * 4; }
   DEQ_HOST_DEVICE int size() const { return plane() * (stage_words / 4); }

@@ -73,8 +73,8 @@ double tolerance(Index terms) {
 
 /// Channels in fours and not, several slices of them, halos of parts of a sample, of several
 /// samples and of samples that tiles cut anywhere, squares of pixels, one, two and more of a
-/// sample, images too wide for a halo, tiles that are full and not, strides, 1 x 1, many samples a
-/// tile.
+/// sample, images too wide for a halo, tiles that are full and not, wide ones, strides, 1 x 1, many
+/// samples a tile.
 const std::vector<Conv2dGeometry> geometries{
     {2, 24, 8, 8, 24, 3, 3, 1, 1},  {3, 3, 5, 7, 10, 3, 3, 1, 1},
     {2, 8, 9, 9, 40, 3, 3, 2, 1},   {2, 32, 4, 4, 70, 1, 1, 1, 0},
@@ -84,7 +84,8 @@ const std::vector<Conv2dGeometry> geometries{
     {9, 72, 4, 4, 68, 3, 3, 1, 1},  {1, 36, 7, 32, 20, 3, 3, 1, 1},
     {2, 18, 7, 8, 18, 3, 3, 1, 0},  {5, 20, 8, 8, 24, 3, 3, 2, 1},
     {1, 16, 3, 200, 9, 3, 3, 1, 1}, {1, 24, 16, 16, 40, 3, 3, 1, 1},
-    {1, 24, 8, 16, 33, 3, 3, 1, 1},
+    {1, 24, 8, 16, 33, 3, 3, 1, 1}, {1, 40, 8, 8, 160, 3, 3, 1, 1},
+    {2, 160, 4, 4, 24, 3, 3, 1, 1},
 };
 
 }  // namespace
@@ -148,10 +149,12 @@ TEST_CASE_TEMPLATE("Statistics taken while a convolution writes", B, DEQ_PRECISI
 
 TEST_CASE_TEMPLATE("A block takes several tiles of columns", B, DEQ_PRECISIONS) {
   const Processors one(1);
-  for (const Index channels : {16, 32, 72}) {  // one slice or two, several
-    const Conv2dGeometry g{6, channels, 8, 8, 136, 3, 3, 1, 1};
-    const cuda::TilePlan plan(g.samples * g.out_pixels(), g.out_channels, cuda::processors());
-    if (cuda::processors() == 1) CHECK(plan.tiles_a_block(1) == 2);
+  for (const auto& [samples, channels, out_channels] : std::vector<std::array<Index, 3>>{
+           {6, 16, 136}, {6, 32, 136}, {6, 72, 136}, {8, 16, 320}}) {  // one slice or two, several
+    const Conv2dGeometry g{samples, channels, 8, 8, out_channels, 3, 3, 1, 1};
+    const cuda::TilePlan plan(g.samples * g.out_pixels(), g.out_channels, cuda::processors(), 128,
+                              std::is_same_v<B, CudaBf16>);
+    if (cuda::processors() == 1) CHECK(plan.tiles_a_block(1) >= 2);
     const NormGeometry n{g.samples, g.out_channels, g.out_pixels(), g.out_channels};
     const Index in = g.samples * g.in_channels * g.in_pixels(),
                 out = g.samples * g.out_channels * g.out_pixels();
@@ -394,9 +397,11 @@ TEST_CASE("A halo is what the taps of a tile see, where it finds room") {
 
 TEST_CASE("Tiles cover the product, and are small where large ones would be few") {
   for (const Index rows : {1, 63, 64, 65, 2048, 131072})
-    for (const Index columns : {1, 24, 32, 33, 64, 65, 256, 1000})
-      for (const Index processors : {1, 132}) {
-        const cuda::TilePlan plan(rows, columns, processors);
+    for (const Index columns : {1, 24, 32, 33, 64, 65, 160, 256, 1000})
+      for (const auto [processors, may_be_wide] :
+           {std::pair<Index, bool>{1, false}, {1, true}, {132, false}, {132, true}}) {
+        const cuda::TilePlan plan(rows, columns, processors, 128, may_be_wide);
+        CHECK((plan.columns == cuda::TilePlan::wide) == (may_be_wide && columns == 160));
         CHECK(plan.row_tiles * plan.rows >= rows);
         CHECK((plan.row_tiles - 1) * plan.rows < rows);
         CHECK(plan.column_tiles * plan.columns >= columns);

@@ -27,20 +27,22 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
   const Segments segments(map.pixels());
   const Index most_rows = Halo::rows(map), of_device = processors();
   const TilePlan plan(segments.rows_of(map.samples), map.out_channels, of_device,
-                      most_rows > 0 ? most_rows : 128);
+                      most_rows > 0 ? most_rows : 128,
+                      most_rows > 0 && PackedWeight::may_be_wide(A::numbers));
   const PackedWeight weight(map, A::numbers);
   epilogue.packed = in_packs<8>(map.out_channels, epilogue.u, epilogue.parts.addend,
                                 epilogue.parts.bias, epilogue.parts.mask);
   epilogue.plain = !epilogue.parts.bias && !epilogue.parts.mask && !epilogue.parts.addend;
-  with_tile(plan, [&](auto rows, auto columns) {
+  const auto by_tiles = [&](auto rows, auto columns) {
     using T = Tile<A, rows, columns>;
     const auto* const words = reinterpret_cast<const typename T::Word*>(packed);
     const RowSet samples = RowSet::of(map.samples);
     Grid grid{.x = plan.row_tiles, .y = plan.column_tiles, .shared_bytes = T::shared_bytes};
     const auto by_width = [&](auto width) {
-      if (most_rows == 0)
-        return launch(grid, implicit_gemm_kernel<T, width, X>, map, segments, samples, x, words,
-                      weight.depth, epilogue);
+      if constexpr (columns != TilePlan::wide)
+        if (most_rows == 0)
+          return launch(grid, implicit_gemm_kernel<T, width, X>, map, segments, samples, x, words,
+                        weight.depth, epilogue);
       const Halo halo(map, rows);
       const Index tiles_a_block = plan.tiles_a_block(of_device);
       grid.y = divide_up(plan.column_tiles, tiles_a_block);
@@ -60,7 +62,12 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
       with_taps(std::integral_constant<int, 1>{});
     };
     with_packs(map.channels, by_width, x);
-  });
+  };
+  if constexpr (PackedWeight::may_be_wide(A::numbers))
+    if (plan.columns == TilePlan::wide)
+      return by_tiles(std::integral_constant<int, 128>{},
+                      std::integral_constant<int, TilePlan::wide>{});
+  with_tile(plan, by_tiles);
 }
 /// The convolution, or its transpose, of all of x with a packed weight.
 template <class A, class S, class X>

@@ -147,29 +147,29 @@ class HaloPixels : public AlongSum<T, Halo::most> {
 /// Shared memory: two slices of the halo, if there are two, and the weights.
 template <class T, int taps>
 std::size_t halo_bytes(const Halo& halo, int slices) {
-  using Weights = CopiedWeights<T, taps>;
+  using Weights = WeightStages<T, taps>;
   const auto words =
       static_cast<std::size_t>(std::min(slices, 2) * halo.size() + Weights::count * Weights::size);
   return words * sizeof(typename T::Word);
 }
 
-/// Blocks that a processor is to have room for: more where no numbers wait in registers.
-template <class Pixels>
-inline constexpr int halo_blocks = Pixels::behind ? 3 : 2;
+/// Blocks that a processor is to have room for: more where no numbers wait in registers, and sums
+/// are not many.
+template <class T, class Pixels>
+inline constexpr int halo_blocks = Pixels::behind&& T::columns < TilePlan::wide ? 3 : 2;
 
 /// Multiplies `taps` taps of a line of the kernel between two barriers. A block takes some tiles of
 /// columns one after the other, whose packed weights follow each other; it fetches its pixels for
 /// each, unless they all find room.
 template <class T, int width, int taps, bool in_place, class X>
-__global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>))
+__global__ void __launch_bounds__(threads, (halo_blocks<T, HaloPixels<T, X, width>>))
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const X* x,
                 const typename T::Word* packed, int slices, Index words_of_tile, int column_tiles,
                 int tiles_a_block, ConvEpilogue<typename T::S, X> epilogue) {
   using Word = typename T::Word;
   using Product = TileProduct<T, in_place>;
-  using Weights = TileWeights<T, taps>;
+  using Stages = WeightStages<T, taps>;
   using Pixels = HaloPixels<T, X, width>;
-  static_assert(Weights::count <= CopiedWeights<T, taps>::count);
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
   const int first_tile = static_cast<int>(blockIdx.y) * tiles_a_block,
             last_tile = first_tile + tiles_a_block < column_tiles ? first_tile + tiles_a_block
@@ -178,10 +178,10 @@ __global__ void __launch_bounds__(threads, (halo_blocks<HaloPixels<T, X, width>>
   if (halo.samples == 1) samples = {};               // its only sample is wanted
   const int steps = map.y.taps * map.x.taps / taps;  // of a slice
   const Pixels a(map, halo, segments, samples, x, first_row);
-  Word *here = dynamic_shared<Word>() + Weights::count * Weights::size,
+  Word *here = dynamic_shared<Word>() + Stages::count * Stages::size,
        *there = slices > 1 ? here + halo.size() : here;
-  Weights weights(packed + first_tile * words_of_tile, (last_tile - first_tile) * slices * steps,
-                  dynamic_shared<Word>());
+  TileWeights<T, taps> weights(packed + first_tile * words_of_tile,
+                               (last_tile - first_tile) * slices * steps, dynamic_shared<Word>());
 
   typename Pixels::Part loaded;
   a.begin(0, here, loaded);

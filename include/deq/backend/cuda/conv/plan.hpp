@@ -253,14 +253,21 @@ struct TilePlan {
   Index rows, columns;  ///< of a tile
   Index row_tiles, column_tiles;
 
+  /// Columns of a wide tile, which reads the rows of A and the pixels of a halo less often. A
+  /// hidden image of MDEQ has five times 32, 64, ... channels.
+  static constexpr Index wide = 160;
+
   /// Columns of every tile. No matter how many rows there are.
-  static Index columns_of(Index all_columns, Index most_rows) {
+  static Index columns_of(Index all_columns, Index most_rows, bool may_be_wide = false) {
+    if (may_be_wide && most_rows == 128 && all_columns % wide == 0) return wide;
     return all_columns > 32 || most_rows < 128 ? 64 : 32;
   }
-  /// Tiles of 128 x 64, but narrow ones for few columns, and otherwise low ones where the others
-  /// would leave more than half of the processors without work or have more than `most_rows`.
-  TilePlan(Index all_rows, Index all_columns, Index processors, Index most_rows = 128)
-      : rows(most_rows), columns(columns_of(all_columns, most_rows)) {
+  /// Tiles of 128 x 64, but narrow ones for few columns and wide ones for many, and otherwise low
+  /// ones where the others would leave more than half of the processors without work or have more
+  /// than `most_rows`.
+  TilePlan(Index all_rows, Index all_columns, Index processors, Index most_rows = 128,
+           bool may_be_wide = false)
+      : rows(most_rows), columns(columns_of(all_columns, most_rows, may_be_wide)) {
     column_tiles = (all_columns + columns - 1) / columns;
     const auto tiles = [&] { return (all_rows + rows - 1) / rows; };
     if (columns == 64 && 2 * tiles() * column_tiles < processors) rows = 64;
@@ -310,16 +317,21 @@ struct PackedWeight {
   int numbers;
   bool halo;
   Index channels;         ///< of a tap, padded with a halo
-  Index depth, columns;   ///< padded
+  Index depth;            ///< padded
   Index columns_of_tile;  ///< with a halo
+  Index columns;          ///< padded
 
   PackedWeight(const ImageMap& map, int numbers_of_word)
       : numbers(numbers_of_word),
         halo(Halo::rows(map) > 0),
         channels(halo ? padded(map.channels, stage()) : map.channels),
         depth(padded(map.y.taps * map.x.taps * channels, stage())),
-        columns(padded(map.out_channels, column_multiple)),
-        columns_of_tile(TilePlan::columns_of(map.out_channels, Halo::rows(map))) {}
+        columns_of_tile(
+            TilePlan::columns_of(map.out_channels, Halo::rows(map), may_be_wide(numbers))),
+        columns(padded(map.out_channels, std::max(column_multiple, columns_of_tile))) {}
+  /// Whether tiles with a halo may be: the numbers of a word have to leave room in registers for so
+  /// many sums.
+  static constexpr bool may_be_wide(int numbers_of_word) { return numbers_of_word > 1; }
   /// Numbers of the sum in a stage.
   Index stage() const { return stage_words * numbers; }
   /// Of the channels, with a halo.

@@ -41,53 +41,49 @@ class LinesInShared {
   unsigned place_, to_next_eight_;
 };
 
-// The operands of wgmma are the same for all precisions: the sums, A, B, and whether to add.
-#define DEQ_MULTIPLY_32(shape, a_and_b, add, flags, ...)                                          \
-  asm volatile(                                                                                   \
-      "{.reg .pred add;\n"                                                                        \
-      "setp.ne.b32 add, " add                                                                     \
-      ", 0;\n"                                                                                    \
-      "wgmma.mma_async.sync.aligned.m64n32" shape                                                 \
-      " {"                                                                                        \
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"                                     \
-      "}, " a_and_b ", add, " flags ";}\n"                                                        \
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), \
-        "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
-        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])                                \
-      : __VA_ARGS__, "l"(b.descriptor()), "r"(1))
-#define DEQ_MULTIPLY_64(shape, a_and_b, add, flags, ...)                                          \
-  asm volatile(                                                                                   \
-      "{.reg .pred add;\n"                                                                        \
-      "setp.ne.b32 add, " add                                                                     \
-      ", 0;\n"                                                                                    \
-      "wgmma.mma_async.sync.aligned.m64n64" shape                                                 \
-      " {"                                                                                        \
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                    \
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"                           \
-      "}, " a_and_b ", add, " flags ";}\n"                                                        \
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), \
-        "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
-        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), \
-        "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), \
-        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]), \
-        "+f"(d[7][2]), "+f"(d[7][3])                                                              \
+// The operands of wgmma are the same for all precisions: the sums, A, B, and whether to add. Of
+// `columns` sums a thread has half as many numbers.
+#define DEQ_SUMS_OF_EIGHT(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define DEQ_SUMS_OF_32(j) \
+  DEQ_SUMS_OF_EIGHT(j), DEQ_SUMS_OF_EIGHT(j + 1), DEQ_SUMS_OF_EIGHT(j + 2), DEQ_SUMS_OF_EIGHT(j + 3)
+#define DEQ_SUMS_32 DEQ_SUMS_OF_32(0)
+#define DEQ_SUMS_64 DEQ_SUMS_32, DEQ_SUMS_OF_32(4)
+#define DEQ_SUMS_160 DEQ_SUMS_64, DEQ_SUMS_OF_32(8), DEQ_SUMS_OF_32(12), DEQ_SUMS_OF_32(16)
+#define DEQ_OPERANDS_32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define DEQ_OPERANDS_64 \
+  DEQ_OPERANDS_32 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define DEQ_OPERANDS_160                                             \
+  DEQ_OPERANDS_64                                                    \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
+  ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63" \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define DEQ_MULTIPLY(columns, shape, a_and_b, add, flags, ...)                       \
+  asm volatile(                                                                      \
+      "{.reg .pred add;\n"                                                           \
+      "setp.ne.b32 add, " add                                                        \
+      ", 0;\n"                                                                       \
+      "wgmma.mma_async.sync.aligned.m64n" #columns shape " {" DEQ_OPERANDS_##columns \
+      "}, " a_and_b ", add, " flags ";}\n"                                           \
+      : DEQ_SUMS_##columns                                                           \
       : __VA_ARGS__, "l"(b.descriptor()), "r"(1))
 
 /// d += a b, 64 rows of a group of warps by `columns`; runs behind until wait_for_products.
 template <class Precision, int columns>
 __device__ void multiply_behind(float (&d)[columns / 8][4], const unsigned (&a)[4],
                                 const LinesInShared& b) {
-  static_assert(columns == 32 || columns == 64);
   constexpr bool bf16 = std::is_same_v<Precision, Bf16>;
+  static_assert(columns == 32 || columns == 64 || (columns == 160 && bf16));
 #define DEQ_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
-  if constexpr (columns == 32 && bf16)
-    DEQ_MULTIPLY_32("k16.f32.bf16.bf16", "{%16,%17,%18,%19}, %20", "%21", "1, 1, 0", DEQ_A);
+  if constexpr (columns == 160)
+    DEQ_MULTIPLY(160, "k16.f32.bf16.bf16", "{%80,%81,%82,%83}, %84", "%85", "1, 1, 0", DEQ_A);
+  else if constexpr (columns == 32 && bf16)
+    DEQ_MULTIPLY(32, "k16.f32.bf16.bf16", "{%16,%17,%18,%19}, %20", "%21", "1, 1, 0", DEQ_A);
   else if constexpr (columns == 32)
-    DEQ_MULTIPLY_32("k8.f32.tf32.tf32", "{%16,%17,%18,%19}, %20", "%21", "1, 1", DEQ_A);
+    DEQ_MULTIPLY(32, "k8.f32.tf32.tf32", "{%16,%17,%18,%19}, %20", "%21", "1, 1", DEQ_A);
   else if constexpr (bf16)
-    DEQ_MULTIPLY_64("k16.f32.bf16.bf16", "{%32,%33,%34,%35}, %36", "%37", "1, 1, 0", DEQ_A);
+    DEQ_MULTIPLY(64, "k16.f32.bf16.bf16", "{%32,%33,%34,%35}, %36", "%37", "1, 1, 0", DEQ_A);
   else
-    DEQ_MULTIPLY_64("k8.f32.tf32.tf32", "{%32,%33,%34,%35}, %36", "%37", "1, 1", DEQ_A);
+    DEQ_MULTIPLY(64, "k8.f32.tf32.tf32", "{%32,%33,%34,%35}, %36", "%37", "1, 1", DEQ_A);
 #undef DEQ_A
 }
 /// The same of rows of A that lie in shared memory.
@@ -95,17 +91,28 @@ template <class Precision, int columns>
 __device__ void multiply_behind(float (&d)[columns / 8][4], const LinesInShared& a,
                                 const LinesInShared& b) {
   constexpr bool bf16 = std::is_same_v<Precision, Bf16>;
-  if constexpr (columns == 32 && bf16)
-    DEQ_MULTIPLY_32("k16.f32.bf16.bf16", "%16, %17", "%18", "1, 1, 0, 0", "l"(a.descriptor()));
+#define DEQ_A "l"(a.descriptor())
+  if constexpr (columns == 160)
+    DEQ_MULTIPLY(160, "k16.f32.bf16.bf16", "%80, %81", "%82", "1, 1, 0, 0", DEQ_A);
+  else if constexpr (columns == 32 && bf16)
+    DEQ_MULTIPLY(32, "k16.f32.bf16.bf16", "%16, %17", "%18", "1, 1, 0, 0", DEQ_A);
   else if constexpr (columns == 32)
-    DEQ_MULTIPLY_32("k8.f32.tf32.tf32", "%16, %17", "%18", "1, 1", "l"(a.descriptor()));
+    DEQ_MULTIPLY(32, "k8.f32.tf32.tf32", "%16, %17", "%18", "1, 1", DEQ_A);
   else if constexpr (bf16)
-    DEQ_MULTIPLY_64("k16.f32.bf16.bf16", "%32, %33", "%34", "1, 1, 0, 0", "l"(a.descriptor()));
+    DEQ_MULTIPLY(64, "k16.f32.bf16.bf16", "%32, %33", "%34", "1, 1, 0, 0", DEQ_A);
   else
-    DEQ_MULTIPLY_64("k8.f32.tf32.tf32", "%32, %33", "%34", "1, 1", "l"(a.descriptor()));
+    DEQ_MULTIPLY(64, "k8.f32.tf32.tf32", "%32, %33", "%34", "1, 1", DEQ_A);
+#undef DEQ_A
 }
-#undef DEQ_MULTIPLY_32
-#undef DEQ_MULTIPLY_64
+#undef DEQ_MULTIPLY
+#undef DEQ_OPERANDS_160
+#undef DEQ_OPERANDS_64
+#undef DEQ_OPERANDS_32
+#undef DEQ_SUMS_160
+#undef DEQ_SUMS_64
+#undef DEQ_SUMS_32
+#undef DEQ_SUMS_OF_32
+#undef DEQ_SUMS_OF_EIGHT
 
 /// What this thread has written to shared memory is there for the products of those that it meets
 /// at a barrier.

@@ -11,15 +11,22 @@
 
 namespace deq::cuda {
 
+/// Stages that are in shared memory: one that is multiplied, and one or two on their way.
+template <class T, int taps>
+struct WeightStages {
+  static constexpr int size = taps * T::packed_size;  ///< in words
+  static constexpr int bytes = size * static_cast<int>(sizeof(typename T::Word));
+  // Large ones take long to be multiplied, and two blocks of a processor have to find room.
+  static constexpr int count = sizeof(typename T::Word) > 4 || bytes > 24 << 10 ? 2 : 3;
+};
+
 /// By copies of all threads.
 template <class T, int taps>
-class CopiedWeights {
+class CopiedWeights : public WeightStages<T, taps> {
   using Word = typename T::Word;
+  using WeightStages<T, taps>::count, WeightStages<T, taps>::size;
 
  public:
-  static constexpr int count = sizeof(Word) == 4 ? 3 : 2,
-                       size = taps * T::packed_size;  ///< of stages, in words
-
   /// So many stages, from the first on.
   __device__ CopiedWeights(const Word* from, int stages, Word* shared)
       : from_(from + 4 * threadIdx.x), shared_(shared + 4 * threadIdx.x), left_(stages) {
@@ -95,13 +102,13 @@ inline void wait_for_arrival(SharedPlace, int) {}
 
 /// By the copy engine, which needs no thread for it; for wgmma.
 template <class T, int taps>
-class WeightsInBulk {
+class WeightsInBulk : public WeightStages<T, taps> {
   using Word = typename T::Word;
+  using Stages = WeightStages<T, taps>;
+  using Stages::count, Stages::size, Stages::bytes;
 
  public:
   // As those of CopiedWeights.
-  static constexpr int count = 3, size = taps * T::packed_size;
-
   __device__ WeightsInBulk(const Word* from, int stages, Word* shared)
       : from_(from),
         shared_(of_warp(in_shared(shared))),
@@ -132,8 +139,7 @@ class WeightsInBulk {
   }
 
  private:
-  static constexpr int bytes = size * static_cast<int>(sizeof(Word)),
-                       barrier_bytes = sizeof(std::uint64_t);
+  static constexpr int barrier_bytes = sizeof(std::uint64_t);
   __device__ static std::uint64_t* barriers() {
     __shared__ std::uint64_t arrivals[count];
     return arrivals;

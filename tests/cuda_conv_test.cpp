@@ -74,7 +74,7 @@ double tolerance(Index terms) {
 /// Channels in fours and not, several slices of them, halos of parts of a sample, of several
 /// samples and of samples that tiles cut anywhere, squares of pixels, one, two and more of a
 /// sample, images too wide for a halo, tiles that are full and not, wide ones, strides, 1 x 1, many
-/// samples a tile.
+/// samples a tile, sums in parts.
 const std::vector<Conv2dGeometry> geometries{
     {2, 24, 8, 8, 24, 3, 3, 1, 1},  {3, 3, 5, 7, 10, 3, 3, 1, 1},
     {2, 8, 9, 9, 40, 3, 3, 2, 1},   {2, 32, 4, 4, 70, 1, 1, 1, 0},
@@ -85,7 +85,7 @@ const std::vector<Conv2dGeometry> geometries{
     {2, 18, 7, 8, 18, 3, 3, 1, 0},  {5, 20, 8, 8, 24, 3, 3, 2, 1},
     {1, 16, 3, 200, 9, 3, 3, 1, 1}, {1, 24, 16, 16, 40, 3, 3, 1, 1},
     {1, 24, 8, 16, 33, 3, 3, 1, 1}, {1, 40, 8, 8, 160, 3, 3, 1, 1},
-    {2, 160, 4, 4, 24, 3, 3, 1, 1},
+    {2, 160, 4, 4, 24, 3, 3, 1, 1}, {1, 328, 4, 4, 24, 3, 3, 1, 1},
 };
 
 }  // namespace
@@ -261,7 +261,8 @@ TEST_CASE_TEMPLATE("Products of matrices", B, DEQ_PRECISIONS) {
 TEST_CASE_TEMPLATE("A sample's bits do not depend on the batch", B, DEQ_PRECISIONS) {
   using S = typename B::Scalar;
   for (Conv2dGeometry g :
-       {Conv2dGeometry{7, 24, 8, 8, 40, 3, 3, 1, 1}, Conv2dGeometry{7, 24, 4, 5, 72, 3, 3, 1, 1}}) {
+       {Conv2dGeometry{7, 24, 8, 8, 40, 3, 3, 1, 1}, Conv2dGeometry{7, 24, 4, 5, 72, 3, 3, 1, 1},
+        Conv2dGeometry{7, 328, 4, 4, 24, 3, 3, 1, 1}}) {
     const Index in = g.in_channels * g.in_pixels(), out = g.out_channels * g.out_pixels();
     // The image, its statistics: all that a batch of so many samples has.
     const auto convolve = [&](Index first, Index samples) {
@@ -480,6 +481,23 @@ TEST_CASE("A packed weight has one place for every number, and no other") {
         CHECK(once);
         CHECK(cuda::PackedWeight::words(g, transposed, numbers) == words);
       }
+}
+
+TEST_CASE("The sum of a convolution is cut by its geometry alone, where pixels are few") {
+  struct Case {
+    Index channels, side, out_channels, kernel, stride, parts;
+  };
+  for (const Case& c :
+       {Case{1280, 4, 256, 3, 1, 4}, Case{640, 8, 128, 3, 1, 2}, Case{320, 16, 64, 3, 1, 1},
+        Case{160, 32, 32, 3, 1, 1}, Case{256, 4, 1280, 3, 1, 1}, Case{256, 4, 256, 1, 1, 1},
+        Case{1280, 200, 256, 3, 1, 1}})
+    for (const Index samples : {1, 128, 1000}) {
+      const cuda::ImageMap map({samples, c.channels, c.side, c.side, c.out_channels, c.kernel,
+                                c.kernel, c.stride, c.kernel / 2},
+                               false);
+      CAPTURE(c.channels);
+      CHECK(cuda::parts_of_slices(map, cuda::PackedWeight(map, 2)).parts == c.parts);
+    }
 }
 
 TEST_CASE("A long sum is cut into parts of whole blocks that make it up") {

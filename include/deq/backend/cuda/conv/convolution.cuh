@@ -25,11 +25,12 @@ void with_tile(const TilePlan& plan, Body&& body) {
 template <class A, class S, class X>
 void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, X> epilogue) {
   const Segments segments(map.pixels());
+  const PackedWeight weight(map, A::numbers);
+  const SumPlan sum = parts_of_slices(map, weight);
   const Index most_rows = Halo::rows(map), of_device = processors();
   const TilePlan plan(segments.rows_of(map.samples), map.out_channels, of_device,
                       most_rows > 0 ? most_rows : 128,
-                      most_rows > 0 && PackedWeight::may_be_wide(A::numbers));
-  const PackedWeight weight(map, A::numbers);
+                      most_rows > 0 && PackedWeight::may_be_wide(A::numbers), sum.parts);
   epilogue.packed = in_packs<8>(map.out_channels, epilogue.u, epilogue.parts.addend,
                                 epilogue.parts.bias, epilogue.parts.mask);
   epilogue.plain = !epilogue.parts.bias && !epilogue.parts.mask && !epilogue.parts.addend;
@@ -44,14 +45,20 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
           return launch(grid, implicit_gemm_kernel<T, width, X>, map, segments, samples, x, words,
                         weight.depth, epilogue);
       const Halo halo(map, rows);
-      const Index tiles_a_block = plan.tiles_a_block(of_device);
+      const Index tiles_a_block = sum.parts > 1 ? 1 : plan.tiles_a_block(of_device);
       grid.y = divide_up(plan.column_tiles, tiles_a_block);
+      grid.z = sum.parts;
+      const Scratch<S> parts(sum.parts > 1 ? sum.parts * grid.x * grid.y * part_size<T>() : 0);
       const auto with_taps = [&](auto taps) {
         grid.shared_bytes = halo_bytes<T, taps>(halo, weight.slices());
         const auto start = [&](auto in_place) {
           launch(grid, halo_kernel<T, width, taps, in_place, X>, map, segments, halo, samples, x,
-                 words, weight.slices(), weight.words_of_tile(),
-                 static_cast<int>(plan.column_tiles), static_cast<int>(tiles_a_block), epilogue);
+                 words, weight.slices(), static_cast<int>(sum.terms_a_part), weight.words_of_tile(),
+                 static_cast<int>(plan.column_tiles), static_cast<int>(tiles_a_block), parts.data(),
+                 epilogue);
+          if (parts.data())
+            launch({.x = grid.x, .y = grid.y}, add_parts_kernel<T, X>, map, segments, samples,
+                   parts.data(), static_cast<int>(sum.parts), epilogue);
         };
         if constexpr (A::tensor_cores && width > 1)
           if (map.in_squares) return start(std::true_type{});

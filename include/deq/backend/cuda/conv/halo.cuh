@@ -4,8 +4,8 @@
 // memory from another one on.
 #pragma once
 
-#include <deq/backend/cuda/conv/epilogue.cuh>
 #include <deq/backend/cuda/conv/operands.cuh>
+#include <deq/backend/cuda/conv/part_sums.cuh>
 #include <deq/backend/cuda/conv/warpgroup.cuh>
 #include <deq/backend/cuda/conv/weights.cuh>
 
@@ -160,12 +160,14 @@ inline constexpr int halo_blocks = Pixels::behind&& T::columns < TilePlan::wide 
 
 /// Multiplies `taps` taps of a line of the kernel between two barriers. A block takes some tiles of
 /// columns one after the other, whose packed weights follow each other; it fetches its pixels for
-/// each, unless they all find room.
+/// each, unless they all find room. Of a sum that is cut into parts it has `slices_a_part` of all
+/// `slices`, of one tile of columns, and leaves them in `parts`.
 template <class T, int width, int taps, bool in_place, class X>
 __global__ void __launch_bounds__(threads, (halo_blocks<T, HaloPixels<T, X, width>>))
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const X* x,
-                const typename T::Word* packed, int slices, Index words_of_tile, int column_tiles,
-                int tiles_a_block, ConvEpilogue<typename T::S, X> epilogue) {
+                const typename T::Word* packed, int all_slices, int slices_a_part,
+                Index words_of_tile, int column_tiles, int tiles_a_block, typename T::S* parts,
+                ConvEpilogue<typename T::S, X> epilogue) {
   using Word = typename T::Word;
   using Product = TileProduct<T, in_place>;
   using Stages = WeightStages<T, taps>;
@@ -177,17 +179,20 @@ __global__ void __launch_bounds__(threads, (halo_blocks<T, HaloPixels<T, X, widt
   if (nobody(map, segments, samples, first_row, T::rows)) return;
   if (halo.samples == 1) samples = {};               // its only sample is wanted
   const int steps = map.y.taps * map.x.taps / taps;  // of a slice
+  const int first_slice = static_cast<int>(blockIdx.z) * slices_a_part,
+            left = all_slices - first_slice, slices = left < slices_a_part ? left : slices_a_part;
   const Pixels a(map, halo, segments, samples, x, first_row);
   Word *here = dynamic_shared<Word>() + Stages::count * Stages::size,
        *there = slices > 1 ? here + halo.size() : here;
-  TileWeights<T, taps> weights(packed + first_tile * words_of_tile,
-                               (last_tile - first_tile) * slices * steps, dynamic_shared<Word>());
+  TileWeights<T, taps> weights(
+      packed + first_tile * words_of_tile + first_slice * steps * Stages::size,
+      (last_tile - first_tile) * slices * steps, dynamic_shared<Word>());
 
   typename Pixels::Part loaded;
-  a.begin(0, here, loaded);
+  a.begin(first_slice, here, loaded);
   const typename Product::RowPlaces rows([&](int row) { return a.place_of(row); }, halo.plane(),
                                          halo.width * 4);
-  a.go_on(0, here, loaded);
+  a.go_on(first_slice, here, loaded);
   a.finish(here, loaded);
   Product::show_rows();
   for (int tile = first_tile; tile < last_tile; ++tile) {
@@ -196,7 +201,7 @@ __global__ void __launch_bounds__(threads, (halo_blocks<T, HaloPixels<T, X, widt
       // Two slices stay where they are.
       const bool last = slice + 1 == slices,
                  more = slices > 2 ? !last || tile + 1 < last_tile : !last && tile == first_tile;
-      const int next = last ? 0 : slice + 1;
+      const int next = first_slice + (last ? 0 : slice + 1);
       const Word* under = here;  // the first tap of a step
       int column = 0;
       for (int step = 0; step < steps; ++step) {
@@ -223,6 +228,10 @@ __global__ void __launch_bounds__(threads, (halo_blocks<T, HaloPixels<T, X, widt
       there = before;
     }
     product.wait();
+    if (parts) {
+      const Index number = (static_cast<Index>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x;
+      return put_part(product, parts + (number + blockIdx.x) * part_size<T>());
+    }
     write_tile<T>(map, segments, samples, first_row, tile * T::columns, epilogue, product);
   }
 }

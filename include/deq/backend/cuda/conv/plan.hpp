@@ -263,14 +263,14 @@ struct TilePlan {
     return all_columns > 32 || most_rows < 128 ? 64 : 32;
   }
   /// Tiles of 128 x 64, but narrow ones for few columns and wide ones for many, and otherwise low
-  /// ones where the others would leave more than half of the processors without work or have more
-  /// than `most_rows`.
+  /// ones where the others would leave more than half of the processors without work, with so many
+  /// parts of their sums, or have more than `most_rows`.
   TilePlan(Index all_rows, Index all_columns, Index processors, Index most_rows = 128,
-           bool may_be_wide = false)
+           bool may_be_wide = false, Index parts = 1)
       : rows(most_rows), columns(columns_of(all_columns, most_rows, may_be_wide)) {
     column_tiles = (all_columns + columns - 1) / columns;
     const auto tiles = [&] { return (all_rows + rows - 1) / rows; };
-    if (columns == 64 && 2 * tiles() * column_tiles < processors) rows = 64;
+    if (columns == 64 && 2 * tiles() * column_tiles * parts < processors) rows = 64;
     row_tiles = tiles();
   }
 
@@ -372,5 +372,18 @@ struct PackedWeight {
  private:
   static Index padded(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
 };
+
+/// Into how many parts of its slices the sum of a convolution with a halo is cut: a long one of few
+/// pixels, of which there would not be blocks enough. As if there were a batch for training on a
+/// large device: neither the samples nor the device change a sample's bits.
+inline SumPlan parts_of_slices(const ImageMap& map, const PackedWeight& weight) {
+  constexpr Index samples = 128, processors = 132, least_taps = 90;
+  const Index taps = std::max(map.y.taps * map.x.taps, 1), tile_rows = std::max(Halo::rows(map), 1),
+              rows = Segments(map.pixels()).rows_of(samples);
+  const Index tiles =
+      (rows + tile_rows - 1) / tile_rows * (weight.columns / weight.columns_of_tile);
+  return SumPlan(weight.halo ? weight.slices() : 0, tiles, processors,
+                 (least_taps + taps - 1) / taps);
+}
 
 }  // namespace deq::cuda

@@ -181,6 +181,14 @@ struct Tile {
 #pragma unroll
     for (int i = 0; i < down; ++i) body(at.row + 16 * i, at.column, sum[i]);
   }
+  /// body(sums, i) for every four numbers of this thread.
+  template <class Body>
+  __device__ void for_each_four(Body body) {
+#pragma unroll
+    for (int i = 0; i < down; ++i)
+#pragma unroll
+      for (int j = 0; j < across; ++j) body(sum[i][j], i * across + j);
+  }
   /// The sums, row by row, in shared memory.
   __device__ void spread(S* shared) const {
     const Place at;

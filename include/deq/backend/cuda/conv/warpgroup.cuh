@@ -253,6 +253,12 @@ class WarpgroupTile {
     body(first_row(), first_column(), sum_);
   }
 
+  template <class Body>
+  __device__ void for_each_four(Body body) {
+#pragma unroll
+    for (int j = 0; j < columns / 8; ++j) body(sum_[j], j);
+  }
+
  private:
   __device__ static int group() { return static_cast<int>(threadIdx.x) / (4 * warp_threads); }
   __device__ static int first_row() {

@@ -68,14 +68,18 @@ class Mdeq {
   template <TensorLike V>
   PoolVector<V> layer_parameters(std::span<const V> all) const {
     PoolVector<V> effective;
+    std::vector<std::pair<std::size_t, std::size_t>> normed;  // which is made of whose norm
     for (std::size_t i = layout_.stem_end; i < layout_.layer_end; ++i) {
       if (layout_.parameters[i].initial == Initial::norm_of_v) {
-        effective.push_back(weight_norm(all[i + 1], all[i]));
+        normed.emplace_back(effective.size(), i);
         ++i;
-      } else {
-        effective.push_back(all[i]);
       }
+      effective.push_back(all[i]);
     }
+    side_by_side(all[0], static_cast<Index>(normed.size()), [&](Index k) {
+      const auto [place, norm] = normed[static_cast<std::size_t>(k)];
+      effective[place] = weight_norm(all[norm + 1], all[norm]);
+    });
     return effective;
   }
 

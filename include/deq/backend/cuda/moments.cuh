@@ -153,7 +153,8 @@ template <class S>
 void group_statistics_of_moments(const NormGeometry& g, Index parts, const S* moments,
                                  const NormStatistics<S>& to) {
   const MomentParts<const S> all{moments, g.channels, parts};
-  if (g.shared || parts * g.channels_per_statistic > warp_threads * MomentsOfThread<S>::items)
+  constexpr Index most = 4 * warp_threads * MomentsOfThread<S>::items;  // of a warp, in four rounds
+  if (g.shared || parts * g.channels_per_statistic > most)
     add_moments<threads>(g, all, to);
   else
     add_moments<warp_threads>(g, all, to);

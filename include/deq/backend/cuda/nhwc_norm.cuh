@@ -178,36 +178,84 @@ void sum_over_pixels(const NormGeometry& g, Add add, Write write) {
   });
 }
 
-/// body(i, statistic) for n channels of one sample, from `channel` on.
-template <int n, class Body>
-__device__ void for_each_channel(const NormGeometry& g, Index sample, int channel, Body body) {
-  const int a_statistic = static_cast<int>(g.channels_per_statistic), first = channel / a_statistic;
-  Index statistic = (g.shared ? 0 : sample * g.groups()) + first;
-  int next = (first + 1) * a_statistic - channel;  // the first channel of the next statistic
-  for (int i = 0; i < n; ++i) {
-    if (i == next) {
-      ++statistic;
-      next += a_statistic;
-    }
-    body(i, statistic);
+/// n numbers from one on, those of neighbouring channels; `without` if the list is left out.
+template <int n, class S>
+__device__ void load_channels(S (&to)[n], const S* from, S without) {
+  if (from) {
+    const Pack<S, n> all = load_pack<n>(from);
+#pragma unroll
+    for (int i = 0; i < n; ++i) to[i] = all.word[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < n; ++i) to[i] = without;
   }
 }
+
+/// Which statistics n channels of one sample have, from `channel` on.
+template <int n>
+class StatisticsOfChannels {
+ public:
+  __device__ StatisticsOfChannels(const NormGeometry& g, Index sample, int channel)
+      : width_(static_cast<int>(g.channels_per_statistic)) {
+    const int in_sample = channel / width_, groups = static_cast<int>(g.channels) / width_;
+    first_ = (g.shared ? 0 : sample * groups) + in_sample;
+    next_ = (in_sample + 1) * width_ - channel;
+  }
+  /// Those of a list with a number for each statistic. Mostly they are one or two.
+  template <class S>
+  __device__ void load(S (&to)[n], const S* from) const {
+    from += first_;
+    if (width_ == 1) {
+      load_channels<n>(to, from, S(0));
+    } else if (next_ + width_ >= n) {
+      const S first = from[0], second = next_ < n ? from[1] : first;
+#pragma unroll
+      for (int i = 0; i < n; ++i) to[i] = i < next_ ? first : second;
+    } else {
+      int next = next_;
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        if (i == next) {
+          ++from;
+          next += width_;
+        }
+        to[i] = *from;
+      }
+    }
+  }
+
+ private:
+  int width_;    ///< channels of a statistic
+  Index first_;  ///< the one of the first channel
+  int next_;     ///< the first channel that has the next one
+};
 
 /// What a normalisation does to n channels of one sample, up to the residual.
 template <class S, int n>
 struct NormOfChannels {
-  S mean[n], factor[n], shift[n], inverse[n];
+  S mean[n], factor[n], shift[n], inverse[n], scale[n];
 
-  __device__ NormOfChannels(const NhwcNorm<S>& norm, Index sample, int channel) {
-    for_each_channel<n>(norm.geometry, sample, channel, [&](int i, Index s) {
-      mean[i] = norm.mean[s];
-      inverse[i] = norm.inverse[s];
-      factor[i] = norm.factor(s, channel + i);
-      shift[i] = norm.shift(channel + i);
-    });
+  __device__ NormOfChannels(const NhwcNorm<S>& norm, Index sample, int channel)
+      : NormOfChannels(norm, StatisticsOfChannels<n>(norm.geometry, sample, channel), channel) {}
+  __device__ NormOfChannels(const NhwcNorm<S>& norm, const StatisticsOfChannels<n>& statistics,
+                            int channel) {
+    statistics.load(mean, norm.mean);
+    statistics.load(inverse, norm.inverse);
+    load_channels<n>(scale, norm.weight ? norm.weight + channel : nullptr, S(1));
+    load_channels<n>(shift, norm.bias ? norm.bias + channel : nullptr, S(0));
+#pragma unroll
+    for (int i = 0; i < n; ++i) factor[i] = inverse[i] * scale[i];
   }
   __device__ S operator()(S u, int i) const { return (u - mean[i]) * factor[i] + shift[i]; }
 };
+
+/// call(integral constant): how many channels a thread takes at a time, of images and of what the
+/// normalisation and a mask (N, C) have for each.
+template <class S, class Call, class... X>
+void with_channels(const NhwcNorm<S>& norm, const S* mask, Call&& call, const X*... images) {
+  with_packs_of<best_pack<X...>>(norm.geometry.channels, std::forward<Call>(call), images...,
+                                 norm.mean, norm.inverse, norm.weight, norm.bias, mask);
+}
 
 // All that a pass needs of its pixels is read before it writes any of them: a load need not wait
 // for a store that may be to the same place.
@@ -324,19 +372,16 @@ void normalize_vjp(const NhwcNorm<S>& norm, const X* u, const X* y, const X* cot
   for_each_piece(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
     if (!piece.has_channel()) return;
     const NormGeometry& g = norm.geometry;
-    const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
-    S mean_e[n] = {}, mean_ev[n] = {};
-    if (means)
-      for_each_channel<n>(g, piece.sample, piece.channel, [&](int i, Index s) {
-        mean_e[i] = means[s];
-        mean_ev[i] = means[statistics + s];
-      });
-    const S share = norm.share_of_pixel();
-    S scale[n], of_mask[n];
-    for (int i = 0; i < n; ++i) {
-      scale[i] = norm.scale(piece.channel + i);
-      of_mask[i] = mask ? mask[piece.sample * g.channels + piece.channel + i] : S(1);
+    const StatisticsOfChannels<n> of(g, piece.sample, piece.channel);
+    const NormOfChannels<S, n> normalized(norm, of, piece.channel);
+    S mean_e[n] = {}, mean_ev[n] = {}, of_mask[n];
+    if (means) {
+      of.load(mean_e, means);
+      of.load(mean_ev, means + statistics);
     }
+    load_channels<n>(of_mask, mask ? mask + piece.sample * g.channels + piece.channel : nullptr,
+                     S(1));
+    const S share = norm.share_of_pixel();
     Pack<S, n> d[PixelPiece<n>::pixels_a_thread], du[PixelPiece<n>::pixels_a_thread];
     piece.for_each([&](Index place, int k) {
       const Pack<S, n> us = load_as<S, n>(u + place);
@@ -344,8 +389,8 @@ void normalize_vjp(const NhwcNorm<S>& norm, const X* u, const X* y, const X* cot
       for (int i = 0; i < n; ++i) {
         d[k].word[i] *= share;
         const S v = (us.word[i] - normalized.mean[i]) * normalized.inverse[i];
-        du[k].word[i] =
-            normalized.inverse[i] * (scale[i] * d[k].word[i] - mean_e[i] - v * mean_ev[i]);
+        du[k].word[i] = normalized.inverse[i] *
+                        (normalized.scale[i] * d[k].word[i] - mean_e[i] - v * mean_ev[i]);
       }
     });
     piece.for_each([&](Index place, int k) {
@@ -380,9 +425,9 @@ void nhwc_statistics(Cuda<S>, const NormGeometry& n, const X* u, const NormStati
 /// y = relu((u - mean) inverse weight + bias + residual), or the average of that over the pixels.
 template <class S, class X>
 void nhwc_normalize(Cuda<S>, const NhwcNorm<S>& norm, const X* u, const X* residual, X* y) {
-  cuda::with_packs(
-      norm.geometry.channels, [&](auto packs) { cuda::normalize<packs>(norm, u, residual, y); }, u,
-      residual, y);
+  cuda::with_channels<S>(
+      norm, nullptr, [&](auto packs) { cuda::normalize<packs>(norm, u, residual, y); }, u, residual,
+      y);
 }
 
 /// Sums (N, C) over the pixels of each sample: of d, the cotangent before the relu, and of d (u -
@@ -391,8 +436,8 @@ void nhwc_normalize(Cuda<S>, const NhwcNorm<S>& norm, const X* u, const X* resid
 template <class S, class X>
 void nhwc_normalize_vjp_sums(Cuda<S>, const NhwcNorm<S>& norm, const X* u, const X* y,
                              const X* cotangent, S* sums_d, S* sums_du) {
-  cuda::with_packs(
-      norm.geometry.channels,
+  cuda::with_channels<S>(
+      norm, nullptr,
       [&](auto packs) { cuda::normalize_vjp_sums<packs>(norm, u, y, cotangent, sums_d, sums_du); },
       u, y, cotangent);
 }
@@ -406,8 +451,8 @@ template <class S, class X>
 void nhwc_normalize_vjp(Cuda<S>, const NhwcNorm<S>& norm, const X* u, const X* y,
                         const X* cotangent, const S* sums_d, const S* sums_du, const S* mask,
                         NhwcSink<X> of_residual, NhwcSink<X> of_u, X* masked) {
-  cuda::with_packs(
-      norm.geometry.channels,
+  cuda::with_channels(
+      norm, mask,
       [&](auto packs) {
         cuda::normalize_vjp<packs>(norm, u, y, cotangent, sums_d, sums_du, mask, of_residual, of_u,
                                    masked);

@@ -156,14 +156,17 @@ std::size_t halo_bytes(const Halo& halo, int slices) {
 /// Blocks that a processor is to have room for: more where no numbers wait in registers, and sums
 /// are not many.
 template <class T, class Pixels>
-inline constexpr int halo_blocks = Pixels::behind&& T::columns < TilePlan::wide ? 3 : 2;
+constexpr int halo_blocks() {
+  if (!Pixels::behind || T::columns == TilePlan::wide) return 2;
+  return T::rows == 64 ? 4 : 3;
+}
 
 /// Multiplies `taps` taps of a line of the kernel between two barriers. A block takes some tiles of
 /// columns one after the other, whose packed weights follow each other; it fetches its pixels for
 /// each, unless they all find room. Of a sum that is cut into parts it has `slices_a_part` of all
 /// `slices`, of one tile of columns, and leaves them in `parts`.
 template <class T, int width, int taps, bool in_place, class X>
-__global__ void __launch_bounds__(threads, (halo_blocks<T, HaloPixels<T, X, width>>))
+__global__ void __launch_bounds__(threads, (halo_blocks<T, HaloPixels<T, X, width>>()))
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const X* x,
                 const typename T::Word* packed, int all_slices, int slices_a_part,
                 Index words_of_tile, int column_tiles, int tiles_a_block, typename T::S* parts,

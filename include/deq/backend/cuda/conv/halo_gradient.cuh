@@ -22,11 +22,12 @@ class HaloCotangents {
                             int first_output)
       : map_(map), segments_(segments), dy_(dy), output_(first_output + pack() * numbers) {}
 
-  /// Copies those of the tile that begins with this row.
+  /// Copies those of the tile that begins with this row, by lines of pairs or as they are.
+  template <bool pairs>
   __device__ void copy(Index first_row, Word* to) const {
 #pragma unroll
     for (int row = static_cast<int>(threadIdx.x) / packs; row < T::rows; row += threads / packs) {
-      const Segments::Row at = segments_.row(first_row + row);
+      const Segments::Row at = segments_.row(first_row + (pairs ? PairedImages::row(row) : row));
       const bool there = exists(map_, at) && output_ < map_.out_channels;
       copy_behind_if(
           there, to + row * line + pack() * 4,
@@ -66,8 +67,10 @@ std::size_t gradient_bytes(const Halo& halo) {
 
 /// parts[blockIdx.z] = the sums over `tiles` tiles of pixels from blockIdx.z * tiles on, for a
 /// slice of the channels (blockIdx.x), 64 outputs (blockIdx.y) and the taps of a kernel of side x
-/// side; each part as dw is.
-template <class T, int side>
+/// side; each part as dw is. Of PairedImages, whose lines lie below each other, the pixels under
+/// one line of the kernel are those under another one two lines before, and stay in registers: of
+/// 18 fragments that are multiplied 9 are loaded.
+template <class T, int side, bool pairs>
 __global__ void __launch_bounds__(threads, 2)
     halo_gradient_kernel(ImageMap map, Segments segments, Halo halo, const Bfloat16* x,
                          const Bfloat16* dy, int row_tiles, int tiles, typename T::S* parts) {
@@ -76,6 +79,7 @@ __global__ void __launch_bounds__(threads, 2)
   using Pixels = HaloPixels<T, Bfloat16, best_pack<Bfloat16>>;
   using Cotangents = HaloCotangents<T>;
   static_assert(T::Arithmetic::numbers == 2 && T::columns == 64 && Pixels::behind);
+  static_assert(!pairs || side == 3);
   constexpr int steps = T::rows / 16;
   const int slice = static_cast<int>(blockIdx.x), first_output = static_cast<int>(blockIdx.y) * 64;
   const int first = static_cast<int>(blockIdx.z) * tiles,
@@ -101,8 +105,8 @@ __global__ void __launch_bounds__(threads, 2)
     const Index first_row = static_cast<Index>(tile) * T::rows;
     const Pixels a(map, halo, segments, all, x, first_row);
     const int row = static_cast<int>(threadIdx.x);
-    if (row < T::rows) places_at(tile)[row] = a.place_of(row);
-    b.copy(first_row, cotangents_at(tile));
+    if (row < T::rows) places_at(tile)[row] = a.place_of(pairs ? PairedImages::row(row) : row);
+    b.template copy<pairs>(first_row, cotangents_at(tile));
     typename Pixels::Part none;
     a.begin(slice, tile_at(tile), none);
   };
@@ -113,20 +117,57 @@ __global__ void __launch_bounds__(threads, 2)
     wait_for_copies<0>();
     __syncthreads();
     if (tile + 1 < last) copy_tile(tile + 1);
-#pragma unroll
-    for (int step = 0; step < steps; ++step) {
-      const Word* const pixel =
-          tile_at(tile) + places_at(tile)[16 * step + row_of_a] + quad_of_a * halo.plane();
-      Word right[4];
+    const auto load_right = [&](Word(&right)[4], int step) {
       load_squares_transposed(
           right, cotangents_at(tile) + (16 * step + row_of_b) * Cotangents::line + word_of_b);
+    };
+    const auto multiply = [&sum](int tap, const Word(&left)[4], const Word(&right)[4]) {
 #pragma unroll
-      for (int tap = 0; tap < side * side; ++tap) {
-        Word left[4];
-        load_squares_transposed(left, pixel + (tap / side * halo.width + tap % side) * 4);
+      for (int j = 0; j < 2; ++j)
+        T::Arithmetic::multiply(sum[tap][j], left, right[2 * j], right[2 * j + 1]);
+    };
+    if constexpr (pairs) {
+      constexpr int run = PairedImages::side / 2;  // steps
+      const Word* pixel = nullptr;
+      Word upper[side][4];
 #pragma unroll
-        for (int j = 0; j < 2; ++j)
-          T::Arithmetic::multiply(sum[tap][j], left, right[2 * j], right[2 * j + 1]);
+      for (int step = 0; step < steps; ++step) {
+        // Two lines of the halo under the columns of the taps, and, a step later, the next two.
+        if (step % run == 0) {
+          pixel = tile_at(tile) + places_at(tile)[16 * step + lane % 8] +
+                  lane / 16 * halo.width * 4 + quad_of_a * halo.plane();
+#pragma unroll
+          for (int x_tap = 0; x_tap < side; ++x_tap)
+            load_squares_transposed(upper[x_tap], pixel + 4 * x_tap);
+        }
+        pixel += 2 * halo.width * 4;
+        Word right[4];
+        load_right(right, step);
+#pragma unroll
+        for (int x_tap = 0; x_tap < side; ++x_tap) {
+          Word(&above)[4] = upper[x_tap];
+          Word below[4];
+          load_squares_transposed(below, pixel + 4 * x_tap);
+          multiply(x_tap, above, right);
+          multiply(side + x_tap, {above[2], above[3], below[0], below[1]}, right);
+          multiply(2 * side + x_tap, below, right);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) above[k] = below[k];
+        }
+      }
+    } else {
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        const Word* const pixel =
+            tile_at(tile) + places_at(tile)[16 * step + row_of_a] + quad_of_a * halo.plane();
+        Word right[4];
+        load_right(right, step);
+#pragma unroll
+        for (int tap = 0; tap < side * side; ++tap) {
+          Word left[4];
+          load_squares_transposed(left, pixel + (tap / side * halo.width + tap % side) * 4);
+          multiply(tap, left, right);
+        }
       }
     }
   }

@@ -173,6 +173,20 @@ DEQ_HOST_DEVICE inline int output_pixel(const ImageMap& map, const Segments::Row
   return static_cast<int>(row.sample) * map.out_pixels + map.place(row.pixel);
 }
 
+/// Images of 4 x 4 pixels, two by two: eight pixels of a tile that follow each other are one line
+/// of both, and four such eights lie below each other.
+struct PairedImages {
+  static constexpr int side = 4;
+  static bool are(const ImageMap& map) {
+    return map.y.stride == 1 && map.x.stride == 1 && map.y.out == side && map.x.out == side;
+  }
+  /// Which row of the tile is number i in this order.
+  DEQ_HOST_DEVICE static int row(int i) {
+    const int pair = i / 32, line = i / 8 % 4, sample = i / 4 % 2, column = i % 4;
+    return 32 * pair + 16 * sample + 4 * line + column;
+  }
+};
+
 /// The pixels of the input that a tile of output pixels sees under all taps of the kernel, fetched
 /// once for all of them, a slice of the channels at a time. Of every sample that the tile has
 /// pixels of they are a rectangle. In shared memory a slice is a plane of pixels for every quad of

@@ -96,12 +96,22 @@ void halo_gradient(const ImageMap& map, const Bfloat16* x, const Bfloat16* dy, S
   const SumPlan sum(row_tiles, slices * column_tiles, processors(), 1);
   const Index size = static_cast<Index>(map.depth()) * map.out_channels;
   const Scratch<S> parts(sum.parts * size);
-  launch({.x = slices,
-          .y = column_tiles,
-          .z = sum.parts,
-          .shared_bytes = gradient_bytes<T, side>(halo)},
-         halo_gradient_kernel<T, side>, map, segments, halo, x, dy, static_cast<int>(row_tiles),
-         static_cast<int>(sum.terms_a_part), parts.data());
+  const auto start = [&](auto pairs) {
+    launch({.x = slices,
+            .y = column_tiles,
+            .z = sum.parts,
+            .shared_bytes = gradient_bytes<T, side>(halo)},
+           halo_gradient_kernel<T, side, pairs>, map, segments, halo, x, dy,
+           static_cast<int>(row_tiles), static_cast<int>(sum.terms_a_part), parts.data());
+  };
+  if constexpr (side == 3 && rows == 128) {
+    if (PairedImages::are(map))
+      start(std::true_type{});
+    else
+      start(std::false_type{});
+  } else {
+    start(std::false_type{});
+  }
   add_parts(sum.parts, size, parts.data(),
             [=] __device__(Index i, S total) { put(dw[i], total, accumulate); });
 }

@@ -16,8 +16,10 @@ template <class T, int taps>
 struct WeightStages {
   static constexpr int size = taps * T::packed_size;  ///< in words
   static constexpr int bytes = size * static_cast<int>(sizeof(typename T::Word));
-  // Large ones take long to be multiplied, and two blocks of a processor have to find room.
-  static constexpr int count = sizeof(typename T::Word) > 4 || bytes > 24 << 10 ? 2 : 3;
+  // Large ones take long to be multiplied, and two blocks of a processor have to find room; so have
+  // four of low tiles.
+  static constexpr int count =
+      sizeof(typename T::Word) > 4 || bytes > 24 << 10 || T::rows == 64 ? 2 : 3;
 };
 
 /// By copies of all threads.

@@ -237,8 +237,13 @@ TEST_CASE_TEMPLATE("A convolution of NCHW images and its gradients", B, DEQ_PREC
 }
 
 TEST_CASE_TEMPLATE("Products of matrices", B, DEQ_PRECISIONS) {
-  for (const auto& [m, n, k] : std::vector<std::array<Index, 3>>{
-           {1, 1, 1}, {5, 7, 3}, {70, 33, 40}, {130, 65, 17}, {3, 200, 129}, {64, 10, 0}})
+  for (const auto& [m, n, k] : std::vector<std::array<Index, 3>>{{1, 1, 1},
+                                                                 {5, 7, 3},
+                                                                 {70, 33, 40},
+                                                                 {130, 65, 17},
+                                                                 {3, 200, 129},
+                                                                 {64, 10, 0},
+                                                                 {5, 10, 700}})
     for (int variant = 0; variant < 8; ++variant) {
       const GemmGeometry g{m, n, k, (variant & 1) != 0, (variant & 2) != 0};
       const bool accumulate = (variant & 4) != 0;

@@ -8,30 +8,48 @@ namespace deq {
 
 namespace cuda {
 
+/// Of the sum, the part that blockIdx.z says; the parts of c follow each other.
 template <class T>
 __global__ void __launch_bounds__(threads)
     gemm_kernel(MatrixView<typename T::S> a, MatrixView<typename T::S> b, Index terms,
-                typename T::S* c, bool accumulate) {
+                Index terms_a_part, typename T::S* c, bool accumulate) {
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows,
               first_column = static_cast<Index>(blockIdx.y) * T::columns;
+  const Index first = blockIdx.z * terms_a_part,
+              last = first + terms_a_part < terms ? first + terms_a_part : terms;
   typename T::Word* const shared = dynamic_shared<typename T::Word>();
-  MatrixRows<T> of_a(a, first_row, terms);
-  MatrixColumns<T, typename T::S, 1> of_b(b, first_column, 0, terms);
+  MatrixRows<T> of_a(a, first_row, first, last);
+  MatrixColumns<T, typename T::S, 1> of_b(b, first_column, first, last);
   T product;
-  product.multiply(of_a, of_b, static_cast<int>((terms + T::stage - 1) / T::stage), shared);
+  product.multiply(of_a, of_b, static_cast<int>((last - first + T::stage - 1) / T::stage), shared);
   auto* const sums = reinterpret_cast<typename T::S*>(shared);
   product.spread(sums);
-  write_product<T>(a.extent, b.extent, first_row, first_column, sums, c, accumulate);
+  write_product<T>(a.extent, b.extent, first_row, first_column, sums,
+                   c + blockIdx.z * a.extent * b.extent, accumulate);
 }
 
+/// A long sum of few columns, as a classifier has it, is cut into parts. Into how many does not
+/// depend on the rows, of which each is by itself.
 template <class A, class S>
 void multiply(const MatrixView<S>& a, const MatrixView<S>& b, Index terms, S* c, bool accumulate) {
   const TilePlan plan(a.extent, b.extent, processors());
+  constexpr Index least = 256, of_device = 132;
+  const SumPlan sum(terms, plan.column_tiles > 1 ? of_device * 2 : 1, of_device, least);
+  const bool in_parts = sum.parts > 1;
+  const Index size = a.extent * b.extent;
+  const Scratch<S> parts(in_parts ? sum.parts * size : 0);
   with_tile(plan, [&](auto rows, auto columns) {
     using T = Tile<A, rows, columns>;
-    launch({.x = plan.row_tiles, .y = plan.column_tiles, .shared_bytes = T::shared_bytes},
-           gemm_kernel<T>, a, b, terms, c, accumulate);
+    launch({.x = plan.row_tiles,
+            .y = plan.column_tiles,
+            .z = sum.parts,
+            .shared_bytes = T::shared_bytes},
+           gemm_kernel<T>, a, b, terms, sum.terms_a_part, in_parts ? parts.data() : c,
+           accumulate && !in_parts);
   });
+  if (in_parts)
+    add_parts(sum.parts, size, parts.data(),
+              [=] __device__(Index i, S total) { put(c[i], total, accumulate); });
 }
 
 }  // namespace cuda

@@ -172,6 +172,7 @@ void sum_over_pixels(const NormGeometry& g, Add add, Write write) {
     const Index sample = i / channels, channel = i - sample * channels;
     const S* part = of_parts + sample * parts * K * channels + channel;
     S sums[K] = {};
+#pragma unroll 4
     for (Index p = 0; p < parts; ++p, part += K * channels)
       for (int k = 0; k < K; ++k) sums[k] += part[k * channels];
     write(sample, channel, sums);
@@ -346,17 +347,19 @@ template <class S>
 void means_of_groups(const NhwcNorm<S>& norm, const S* sums_d, const S* sums_du, S* means) {
   const NormGeometry& g = norm.geometry;
   const Index groups = g.groups(), statistics = (g.shared ? 1 : g.samples) * groups;
-  for_each_index(statistics, [=] __device__(Index s) {
+  for_each_team<warp_threads>(statistics, [=] __device__(Index s, Team<warp_threads> team) {
     const Index width = norm.geometry.channels_per_statistic, first = s % groups * width,
                 sums = s / groups * norm.geometry.channels + first;
-    S mean_e = 0, mean_ev = 0;
-    for (Index i = 0; i < width; ++i) {
-      mean_e += norm.scale(first + i) * sums_d[sums + i];
-      mean_ev += norm.scale(first + i) * sums_du[sums + i];
-    }
+    S mean[2] = {};  // of e, and of e v
+    team.for_each(width, [&](Index i) {
+      mean[0] += norm.scale(first + i) * sums_d[sums + i];
+      mean[1] += norm.scale(first + i) * sums_du[sums + i];
+    });
+    team.add(mean);
+    if (team.rank > 0) return;
     const S count = static_cast<S>(norm.geometry.count());
-    means[s] = mean_e / count;
-    means[statistics + s] = mean_ev / count;
+    means[s] = mean[0] / count;
+    means[statistics + s] = mean[1] / count;
   });
 }
 

@@ -304,7 +304,7 @@ struct MatrixView {
   Index extent, step, sum_step;
 };
 
-/// A: rows of a matrix, the terms [0, last) of the sum.
+/// A: rows of a matrix, the terms [first, last) of the sum.
 template <class T>
 class MatrixRows : public AlongSum<T, T::rows> {
   using S = typename T::S;
@@ -312,8 +312,8 @@ class MatrixRows : public AlongSum<T, T::rows> {
  public:
   using Loaded = Numbers<S, 4 * T::Arithmetic::numbers, 1>;
 
-  __device__ MatrixRows(const MatrixView<S>& a, Index first_row, Index last)
-      : a_(a), first_row_(first_row), begin_(this->first()), last_(last) {}
+  __device__ MatrixRows(const MatrixView<S>& a, Index first_row, Index first, Index last)
+      : a_(a), first_row_(first_row), begin_(first + this->first()), last_(last) {}
   __device__ void next_stage() { begin_ += T::stage; }
   __device__ Loaded load(int q) const {
     const Index i = first_row_ + this->line(q);

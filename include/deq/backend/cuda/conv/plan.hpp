@@ -255,7 +255,7 @@ struct Halo {
   /// Rows of the largest tile whose halo finds room, 128 or 64; 0: none does, or there are too few
   /// channels for a slice. No matter how many samples there are.
   static int rows(const ImageMap& map) {
-    if (map.channels < 16) return 0;
+    if (map.channels < 8) return 0;
     for (const int rows : {128, 64})
       if (Halo(map, rows).fits()) return rows;
     return 0;

@@ -572,6 +572,32 @@ TEST_CASE_TEMPLATE("nhwc_upsample_add and its VJP", S, float, double) {
     }
 }
 
+TEST_CASE_TEMPLATE("nhwc_upsample_add of several images", S, float, double) {
+  for (const Index channels : {8, 5})
+    for (const std::size_t count : {1, 2, 3, 4, 7})
+      for (const bool relu : {false, true}) {
+        CAPTURE(channels);
+        CAPTURE(count);
+        constexpr Index samples = 2, height = 8, width = 4;
+        const Index large = samples * height * width * channels;
+        Lists<S> in{random<S>(large, 1)};
+        std::vector<NhwcUpsampling> geometries;
+        for (std::size_t k = 0; k < count; ++k) {
+          const Index factor = std::array<Index, 3>{2, 1, 4}[k % 3];
+          geometries.push_back({samples, height / factor, width / factor, channels, factor});
+          in.push_back(random<S>(large / (factor * factor), k + 2));
+        }
+        check<S>(in, {unset<S>(large)}, static_cast<Index>(count),
+                 [&](auto b, const auto& x, const auto& y) {
+                   std::vector<NhwcSmallImage<S>> small;
+                   for (std::size_t k = 0; k < count; ++k)
+                     small.push_back({geometries[k], x[k + 1]});
+                   nhwc_upsample_add(b, std::span<const NhwcSmallImage<S>>(small), x[0], relu,
+                                     y[0]);
+                 });
+      }
+}
+
 namespace {
 
 /// What the kernels on images compute when those are stored as X.

@@ -425,6 +425,15 @@ TEST_CASE_TEMPLATE("group_norm and upsample_add on channels-last images", S, flo
   check_close(
       nhwc::to_nchw(nhwc::upsample_add(nhwc::from_nchw(large_image), nhwc::from_nchw(x), 3, true)),
       relu(sum));
+  const std::array images{nhwc::from_nchw(large_image), nhwc::from_nchw(x),
+                          nhwc::from_nchw(large_image)};
+  using Images = std::span<const std::remove_cvref_t<decltype(images[0])>>;
+  const std::array<Index, 2> factors{3, 1};
+  for (const bool rectified : {false, true}) {
+    const auto all = sum + large_image;
+    check_close(nhwc::to_nchw(nhwc::upsample_add(Images(images), std::span(factors), rectified)),
+                rectified ? relu(all) : all);
+  }
 }
 
 TEST_CASE("VJPs of group_norm and upsample_add") {
@@ -452,6 +461,15 @@ TEST_CASE("VJPs of group_norm and upsample_add") {
         "upsample_add of one size",
         [=](const auto& a, const auto& b) { return nhwc::upsample_add(a, b, 1, relu); }, x,
         random_tensor(x.shape(), 5));
+  for (const bool relu : {false, true})
+    for (const auto& factors : {std::array<Index, 3>{1, 2, 2}, {2, 1, 2}})
+      gradient_check(
+          "upsample_add of several",
+          [=]<class V>(const V& a, const V& b, const V& c, const V& d) {
+            const std::array<V, 4> images{a, b, c, d};
+            return nhwc::upsample_add(std::span<const V>(images), std::span(factors), relu);
+          },
+          big, factors[0] == 1 ? big : x, factors[1] == 1 ? big : x, random_tensor(x.shape(), 6));
   check_threads(
       "group_norm", [](const auto& v) { return nhwc::group_norm(v, {.groups = 4}); },
       random_tensor<float>({3, 30, 30, 8}, 1));
@@ -541,6 +559,9 @@ TEST_CASE("Channels-last operations name what does not fit") {
   wrong([&] { nhwc::group_norm(x, {.groups = 4}); }, {"group_norm", "6 channels", "4 groups"});
   wrong([&] { nhwc::group_norm(x, {.groups = 2}, five, five); }, {"group_norm", "weight", "(5)"});
   wrong([&] { nhwc::upsample_add(x, x, 2); }, {"upsample_add", "(2, 4, 4, 6)", "2 times"});
+  const std::array<Index, 2> factors{1, 1};
+  wrong([&] { nhwc::upsample_add(std::span<const Tensor>(&x, 1), std::span(factors)); },
+        {"upsample_add", "1 images", "2 factors"});
   wrong([&] { nhwc::conv_norm(matrix, w, {}); }, {"conv_norm", "(3, 4)"});
   wrong([&] { nhwc::conv_norm(x, w, {.groups = 3, .conv = {.padding = 1}}); },
         {"conv_norm", "8 channels", "3 groups"});

@@ -4,6 +4,8 @@
 // `extern template` or `template`.
 #pragma once
 
+#include <span>
+
 /// Products, and convolutions of NCHW images, by a backend B of S.
 #define DEQ_PRODUCT_KERNELS(B, S)                                                             \
   DEQ_KERNEL void gemm(B, const GemmGeometry&, const S*, const S*, S*, bool);                 \
@@ -35,6 +37,7 @@
   DEQ_KERNEL void nhwc_normalize_vjp(B, const NhwcNorm<S>&, const X*, const X*, const X*,          \
                                      const S*, const S*, const S*, NhwcSink<X>, NhwcSink<X>, X*);  \
   DEQ_KERNEL void nhwc_upsample_add(B, const NhwcUpsampling&, const X*, const X*, X*);             \
+  DEQ_KERNEL void nhwc_upsample_add(B, std::span<const NhwcSmallImage<X>>, const X*, bool, X*);    \
   DEQ_KERNEL void nhwc_upsample_add_vjp(B, const NhwcUpsampling&, const X*, const X*, NhwcSink<X>, \
                                         NhwcSink<X>);
 

@@ -121,6 +121,13 @@ struct NhwcUpsampling {
   bool relu = false;
 };
 
+/// One of several such images that are added to a larger one.
+template <class X>
+struct NhwcSmallImage {
+  NhwcUpsampling geometry;
+  const X* data;
+};
+
 /// `planes` maps of height x width small pixels, each of which stands for a factor x factor square.
 struct PoolGeometry {
   Index planes = 0, height = 0, width = 0, factor = 1;

@@ -63,8 +63,8 @@ struct MdeqFunction {
       b.push_back(block(images[i], i < injections.size() ? &injections[i] : nullptr,
                         dropout ? &drops[i] : nullptr, p));
     });
-    // Where a device does several things at once, every path is one of them; elsewhere what arrives
-    // is added on the way.
+    // Where a device does several things at once, every path is one of them, and what arrives is
+    // added in one pass; elsewhere it is added on the way.
     const Index others = config.branches() - 1;
     constexpr bool apart = V::Backend::concurrent;
     if (apart)
@@ -74,15 +74,19 @@ struct MdeqFunction {
       });
     side_by_side(z, config.branches(), [&](Index i) {
       V s = b[static_cast<std::size_t>(i)];
-      for (Index k = 0; k < others; ++k) {
-        const Index j = k < i ? k : k + 1;
-        const bool relu = k + 1 == others;  // nothing is added any more
-        if (apart)
-          s = nhwc::upsample_add(s, sent[static_cast<std::size_t>(i * others + k)],
-                                 j > i ? Index{1} << (j - i) : 1, relu);
-        else
-          s = path(j, i, b, &s, relu, p);
+      if (apart && others > 0) {
+        PoolVector<V> summands{s};
+        PoolVector<Index> factors;
+        for (Index k = 0; k < others; ++k) {
+          const Index j = k < i ? k : k + 1;
+          summands.push_back(sent[static_cast<std::size_t>(i * others + k)]);
+          factors.push_back(j > i ? Index{1} << (j - i) : 1);
+        }
+        s = nhwc::upsample_add(std::span<const V>(summands), std::span<const Index>(factors), true);
       }
+      for (Index k = 0; k < others && !apart; ++k)
+        s = path(k < i ? k : k + 1, i, b, &s, k + 1 == others,
+                 p);  // then nothing is added any more
       out.push_back(nhwc::conv_norm(s, post.next(), {.groups = config.groups / 2}));
     });
     return mdeq_state(out);

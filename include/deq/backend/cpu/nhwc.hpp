@@ -3,6 +3,8 @@
 // backend/cpu/conv as the tape calls it.
 #pragma once
 
+#include <span>
+
 #include <deq/backend/cpu/conv/norm.hpp>
 #include <deq/backend/cpu/conv/schedule.hpp>
 
@@ -130,6 +132,16 @@ void nhwc_upsample_add(Cpu<S>, const NhwcUpsampling& g, const S* large, const S*
       detail::store(y + to + c, g.relu ? detail::rectified<S>(sum) : sum, width);
     });
   });
+}
+/// y = relu(large + all small ones), the relu optional, from the first on.
+template <class S>
+void nhwc_upsample_add(Cpu<S> backend, std::span<const NhwcSmallImage<S>> small, const S* large,
+                       bool relu, S* y) {
+  for (std::size_t k = 0; k < small.size(); ++k) {
+    NhwcUpsampling g = small[k].geometry;
+    g.relu = relu && k + 1 == small.size();
+    nhwc_upsample_add(backend, g, k == 0 ? large : y, small[k].data, y);
+  }
 }
 /// The cotangents of both, from y and its cotangent.
 template <class S>

@@ -108,16 +108,17 @@ class PixelPiece {
   int lane_, column_;
 };
 
-template <int n, class Body>
-__global__ void __launch_bounds__(threads)
+template <int blocks, int n, class Body>
+__global__ void __launch_bounds__(threads, blocks)
     piece_kernel(PixelPieces<n> pieces, RowSet samples, Body body) {
   const PixelPiece<n> piece(pieces);
   if (samples.contains(piece.sample)) body(piece);
 }
-/// body(piece) by all threads of a block, for all pieces.
-template <int n, class Body>
+/// body(piece) by all threads of a block, for all pieces; a processor is to have room for so many
+/// blocks.
+template <int blocks = 1, int n, class Body>
 void for_each_piece(const PixelPieces<n>& pieces, Body body) {
-  launch(pieces.grid(), piece_kernel<n, Body>, pieces, RowSet::of(pieces.samples), body);
+  launch(pieces.grid(), piece_kernel<blocks, n, Body>, pieces, RowSet::of(pieces.samples), body);
 }
 
 /// The moments of every channel of x in every piece.
@@ -159,7 +160,7 @@ void sum_over_pixels(const NormGeometry& g, Add add, Write write) {
   const Index channels = pieces.channels, parts = pieces.parts;
   const Scratch<S> scratch(pieces.samples * parts * K * channels);
   S* const of_parts = scratch.data();
-  for_each_piece(pieces, [=] __device__(const PixelPiece<n>& piece) {
+  for_each_piece<2>(pieces, [=] __device__(const PixelPiece<n>& piece) {
     Pack<S, n> sums[K] = {};
     add(piece, sums);
     piece.add(sums);
@@ -280,41 +281,58 @@ void normalize(const NhwcNorm<S>& norm, const X* u, const X* residual, X* y) {
         [=] __device__(Index s, Index c, const S(&sum)[1]) {
           y[s * norm.geometry.channels + c] = X(sum[0] * norm.share_of_pixel());
         });
-  for_each_piece(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
+  for_each_piece<4>(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
     if (!piece.has_channel()) return;
-    const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
-    Pack<S, n> value[PixelPiece<n>::pixels_a_thread];
+    constexpr int pixels = PixelPiece<n>::pixels_a_thread;
+    Pack<X, n> us[pixels], more[pixels];
     piece.for_each([&](Index place, int k) {
-      value[k] = load_as<S, n>(u + place);
-      for (int i = 0; i < n; ++i) value[k].word[i] = normalized(value[k].word[i], i);
-      if (residual) {
-        const Pack<S, n> more = load_as<S, n>(residual + place);
-        for (int i = 0; i < n; ++i) value[k].word[i] += more.word[i];
-      }
-      if (norm.relu)
-        for (int i = 0; i < n; ++i) value[k].word[i] = rectified(value[k].word[i]);
+      us[k] = load_pack<n>(u + place);
+      if (residual) more[k] = load_pack<n>(residual + place);
     });
-    piece.for_each([&](Index place, int k) { store_pack(y + place, as<X>(value[k])); });
+    const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
+    piece.for_each([&](Index place, int k) {
+      Pack<S, n> value = as<S>(us[k]);
+      for (int i = 0; i < n; ++i) value.word[i] = normalized(value.word[i], i);
+      if (residual) add_to(value, as<S>(more[k]));
+      if (norm.relu)
+        for (int i = 0; i < n; ++i) value.word[i] = rectified(value.word[i]);
+      store_pack(y + place, as<X>(value));
+    });
   });
 }
 
-/// d, the cotangent of what the relu was applied to, if it was. Where that let pass what it was
-/// given shows in its output y or, where that is null, in u. The cotangent of an average is (N, C).
-template <int n, class S, class X>
-__device__ Pack<S, n> before_relu(const NhwcNorm<S>& norm, const PixelPiece<n>& piece,
-                                  const NormOfChannels<S, n>& normalized, const Pack<S, n>& u,
-                                  const X* y, const X* cotangent, Index place) {
-  Pack<S, n> d = load_as<S, n>(
-      cotangent + (norm.average ? piece.sample * norm.geometry.channels + piece.channel : place));
-  if (!norm.relu) return d;
-  if (y) {
-    const Pack<S, n> ys = load_as<S, n>(y + place);
-    for (int i = 0; i < n; ++i) d.word[i] = before_relu(d.word[i], ys.word[i]);
-  } else {
-    for (int i = 0; i < n; ++i) d.word[i] = before_relu(d.word[i], normalized(u.word[i], i));
+/// What the VJP reads of a pixel, as it is stored. The cotangent of an average is (N, C).
+template <int n, class X>
+struct PixelOfVjp {
+  Pack<X, n> u, y, cotangent;
+
+  template <class S>
+  __device__ void load(const NhwcNorm<S>& norm, const PixelPiece<n>& piece, const X* from_u,
+                       const X* from_y, const X* from_cotangent, Index place) {
+    u = load_pack<n>(from_u + place);
+    if (norm.relu && from_y) y = load_pack<n>(from_y + place);
+    cotangent = load_pack<n>(
+        from_cotangent +
+        (norm.average ? piece.sample * norm.geometry.channels + piece.channel : place));
   }
-  return d;
-}
+  /// d, the cotangent of what the relu was applied to, if it was. Where that let pass what it was
+  /// given shows in its output y or, without that, in u.
+  template <class S>
+  __device__ Pack<S, n> before_relu(const NhwcNorm<S>& norm, bool has_y,
+                                    const NormOfChannels<S, n>& normalized) const {
+    Pack<S, n> d = as<S>(cotangent);
+    if (!norm.relu) return d;
+    const auto let_pass = [&d](const Pack<S, n>& values, auto value_of) {
+      for (int i = 0; i < n; ++i)
+        d.word[i] = cuda::before_relu(d.word[i], value_of(values.word[i], i));
+    };
+    if (has_y)
+      let_pass(as<S>(y), [](S value, int) { return value; });
+    else
+      let_pass(as<S>(u), normalized);
+    return d;
+  }
+};
 
 template <int n, class S, class X>
 void normalize_vjp_sums(const NhwcNorm<S>& norm, const X* u, const X* y, const X* cotangent,
@@ -323,10 +341,13 @@ void normalize_vjp_sums(const NhwcNorm<S>& norm, const X* u, const X* y, const X
       norm.geometry,
       [=] __device__(const PixelPiece<n>& piece, Pack<S, n>(&sums)[2]) {
         if (!piece.has_channel()) return;
+        PixelOfVjp<n, X> pixel[PixelPiece<n>::pixels_a_thread];
+        piece.for_each(
+            [&](Index place, int k) { pixel[k].load(norm, piece, u, y, cotangent, place); });
         const NormOfChannels<S, n> normalized(norm, piece.sample, piece.channel);
-        piece.for_each([&](Index place, int) {
-          const Pack<S, n> us = load_as<S, n>(u + place),
-                           d = before_relu(norm, piece, normalized, us, y, cotangent, place);
+        piece.for_each([&](Index, int k) {
+          const Pack<S, n> us = as<S>(pixel[k].u),
+                           d = pixel[k].before_relu(norm, y != nullptr, normalized);
           for (int i = 0; i < n; ++i) {
             sums[0].word[i] += d.word[i];
             sums[1].word[i] += d.word[i] * (us.word[i] - normalized.mean[i]);
@@ -372,36 +393,40 @@ void normalize_vjp(const NhwcNorm<S>& norm, const X* u, const X* y, const X* cot
   const Scratch<S> scratch(sums_d ? 2 * statistics : 0);
   const S* const means = sums_d ? scratch.data() : nullptr;
   if (sums_d) means_of_groups(norm, sums_d, sums_du, scratch.data());
-  for_each_piece(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
+  for_each_piece<2>(PixelPieces<n>(norm.geometry), [=] __device__(const PixelPiece<n>& piece) {
     if (!piece.has_channel()) return;
+    PixelOfVjp<n, X> pixel[PixelPiece<n>::pixels_a_thread];
+    piece.for_each([&](Index place, int k) { pixel[k].load(norm, piece, u, y, cotangent, place); });
     const NormGeometry& g = norm.geometry;
     const StatisticsOfChannels<n> of(g, piece.sample, piece.channel);
     const NormOfChannels<S, n> normalized(norm, of, piece.channel);
-    S mean_e[n] = {}, mean_ev[n] = {}, of_mask[n];
+    // du = factor d - constant - slope (u - mean)
+    S constant[n] = {}, slope[n] = {};
     if (means) {
-      of.load(mean_e, means);
-      of.load(mean_ev, means + statistics);
-    }
-    load_channels<n>(of_mask, mask ? mask + piece.sample * g.channels + piece.channel : nullptr,
-                     S(1));
-    const S share = norm.share_of_pixel();
-    Pack<S, n> d[PixelPiece<n>::pixels_a_thread], du[PixelPiece<n>::pixels_a_thread];
-    piece.for_each([&](Index place, int k) {
-      const Pack<S, n> us = load_as<S, n>(u + place);
-      d[k] = before_relu(norm, piece, normalized, us, y, cotangent, place);
+      of.load(constant, means);
+      of.load(slope, means + statistics);
       for (int i = 0; i < n; ++i) {
-        d[k].word[i] *= share;
-        const S v = (us.word[i] - normalized.mean[i]) * normalized.inverse[i];
-        du[k].word[i] = normalized.inverse[i] *
-                        (normalized.scale[i] * d[k].word[i] - mean_e[i] - v * mean_ev[i]);
+        constant[i] *= normalized.inverse[i];
+        slope[i] *= normalized.inverse[i] * normalized.inverse[i];
       }
-    });
+    }
+    const S* const masks = mask ? mask + piece.sample * g.channels + piece.channel : nullptr;
+    const S share = norm.share_of_pixel();
     piece.for_each([&](Index place, int k) {
-      put(of_residual, place, d[k]);
-      put(of_u, place, du[k]);
+      const Pack<S, n> us = as<S>(pixel[k].u);
+      Pack<S, n> d = pixel[k].before_relu(norm, y != nullptr, normalized), du;
+      for (int i = 0; i < n; ++i) {
+        d.word[i] *= share;
+        du.word[i] = normalized.factor[i] * d.word[i] - constant[i] -
+                     slope[i] * (us.word[i] - normalized.mean[i]);
+      }
+      put(of_residual, place, d);
+      put(of_u, place, du);
       if (!masked) return;
-      for (int i = 0; i < n; ++i) du[k].word[i] *= of_mask[i];
-      store_pack(masked + place, as<X>(du[k]));
+      S of_mask[n];
+      load_channels<n>(of_mask, masks, S(1));
+      for (int i = 0; i < n; ++i) du.word[i] *= of_mask[i];
+      store_pack(masked + place, as<X>(du));
     });
   });
 }

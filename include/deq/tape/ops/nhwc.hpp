@@ -382,36 +382,64 @@ V conv_batch_norm(const V& x, const V& w, BatchNormState<typename V::Backend>& s
 
 // --- Resolution --------------------------------------------------------------------------------
 
-/// An image plus an enlarged one.
+/// An image plus enlarged ones.
 template <class B>
 struct UpsampleAdd {
   using S = typename B::Scalar;
+  using X = ImageScalar<B>;
   static constexpr bool saves_inputs = false, saves_output = true;
-  Index factor;
+  PoolVector<Index> factors;
   bool relu;
-  NhwcUpsampling geometry{};
+  PoolVector<NhwcUpsampling> geometries{};
 
   bool takes_image(std::size_t) const { return true; }
+  bool needs_output() const { return relu; }
   Tensor<B> forward(const Tensor<B>& large, const Tensor<B>& small) {
-    require(factor >= 1, "nhwc::upsample_add: the factor must be >= 1, got ", factor);
-    detail::require_images("nhwc::upsample_add", small.shape());
-    const Shape &s = small.shape(), enlarged{s[0], s[1] * factor, s[2] * factor, s[3]};
-    require<ShapeError>(large.shape() == enlarged, "nhwc::upsample_add: ", s, " enlarged ", factor,
-                        " times does not fit ", large.shape());
-    geometry = {s[0], s[1], s[2], s[3], factor, relu};
+    const std::array<Tensor<B>, 2> in{large, small};
+    return forward(in);
+  }
+  Tensor<B> forward(std::span<const Tensor<B>> in) {
+    const Tensor<B>& large = in[0];
+    PoolVector<NhwcSmallImage<X>> images;
+    for (std::size_t k = 0; k < factors.size(); ++k) {
+      const Index factor = factors[k];
+      require(factor >= 1, "nhwc::upsample_add: the factor must be >= 1, got ", factor);
+      const Shape& s = in[k + 1].shape();
+      detail::require_images("nhwc::upsample_add", s);
+      require<ShapeError>(large.shape() == Shape{s[0], s[1] * factor, s[2] * factor, s[3]},
+                          "nhwc::upsample_add: ", s, " enlarged ", factor, " times does not fit ",
+                          large.shape());
+      geometries.push_back({s[0], s[1], s[2], s[3], factor});
+      images.push_back({geometries.back(), in[k + 1].image_data()});
+    }
     Tensor<B> y = Tensor<B>::image(large.shape());
-    nhwc_upsample_add(B{}, geometry, large.image_data(), small.image_data(), y.image_data());
+    nhwc_upsample_add(B{}, std::span<const NhwcSmallImage<X>>(images), large.image_data(), relu,
+                      y.image_data());
     return y;
   }
   void vjp(const Reverse<B>& r) const {
-    if (factor == 1 && !relu) {  // handles will do
-      for (const Sink<B>& grad : r.grad)
-        if (grad) grad.add(r.cotangent);
-      return;
+    Tensor<B> d = r.cotangent;  // of the sum
+    std::size_t next = 0;
+    if (relu) {  // the first one comes along
+      if (!r.cotangent_is_free) d = Tensor<B>::image(d.shape());
+      NhwcUpsampling g = geometries[next];
+      g.relu = true;
+      const bool same = g.factor == 1;  // a handle will do
+      nhwc_upsample_add_vjp(B{}, g, r.output.image_data(), r.cotangent.image_data(),
+                            NhwcSink<X>{d.image_data(), false},
+                            same ? NhwcSink<X>() : detail::sink(r.grad[1]));
+      if (!same) ++next;
     }
-    const auto of_large = detail::sink(r.grad[0]);
-    nhwc_upsample_add_vjp(B{}, geometry, r.output.image_data(), r.cotangent.image_data(), of_large,
-                          detail::sink(r.grad[1]));
+    for (; next < geometries.size(); ++next) {
+      const Sink<B>& grad = r.grad[next + 1];
+      if (!grad) continue;
+      if (geometries[next].factor == 1)
+        grad.add(d);
+      else
+        nhwc_upsample_add_vjp(B{}, geometries[next], static_cast<const X*>(nullptr),
+                              static_cast<const X*>(d.image_data()), {}, detail::sink(grad));
+    }
+    if (r.grad[0]) r.grad[0].add(d);
   }
 };
 
@@ -419,7 +447,17 @@ struct UpsampleAdd {
 /// `relu`. Both are images (N, H, W, C). Throws ShapeError.
 template <TensorLike X, TensorLike Y>
 auto upsample_add(const X& large, const Y& small, Index factor, bool relu = false) {
-  return record(UpsampleAdd<typename X::Backend>{factor, relu}, large, small);
+  return record(UpsampleAdd<typename X::Backend>{{factor}, relu}, large, small);
+}
+/// The first of the images plus all others, in one pass, other k enlarged factors[k] times.
+template <TensorLike X>
+X upsample_add(std::span<const X> images, std::span<const Index> factors, bool relu = false) {
+  require<ShapeError>(
+      !factors.empty() && images.size() == factors.size() + 1,
+      "nhwc::upsample_add: needs a large image and a factor for each of the others, got ",
+      images.size(), " images and ", factors.size(), " factors");
+  return record_list(UpsampleAdd<typename X::Backend>{{factors.begin(), factors.end()}, relu},
+                     images);
 }
 
 }  // namespace deq::nhwc

@@ -335,6 +335,42 @@ TEST_CASE("Works side by side do not disturb each other, in whatever order they 
 #endif
 }
 
+TEST_CASE(
+    "The phases of a strided convolution's transpose run in any order, and before what follows") {
+  const Conv2dGeometry g{2, 16, 7, 8, 24, 3, 3, 2, 1};
+  const Tensor<B> dy = random({2, 4, 4, 24}, 1, 1), w = random({24, 16, 3, 3}, 2, 1),
+                  dx({2, 7, 8, 16}), twice(dx.shape()), other(dx.shape()),
+                  packed({nhwc_packed_size(B{}, g, true)});
+  nhwc_pack(B{}, g, true, w.data(), packed.data());
+  const auto work = [&] {
+    nhwc_conv2d_vjp_input(B{}, g, packed.data(), dy.data(), dx.data(), false);
+    assign(twice, dx * 2.f);
+    B::side_by_side(2, [&](Index i) {
+      if (i == 1) return nhwc_conv2d_vjp_input(B{}, g, packed.data(), dy.data(), dx.data(), true);
+      assign(other, twice * 2.f);
+    });
+    assign(other, other + dx);
+  };
+  work();
+  const std::vector<double> expected = host(other);
+  cuda::Graph graph(work);
+  const auto check = [&] {
+    assign(other, twice);
+    graph.launch();
+    graph.finish();
+    CHECK(host(other) == expected);
+  };
+  check();
+#ifdef DEQ_CUDA_EMULATION
+  using deq_emulation::Order;
+  for (std::uint32_t seed = 1; seed < 9; ++seed) {
+    deq_emulation::set_order(seed % 4 == 0 ? Order::backward : Order::shuffled, seed);
+    check();
+  }
+  deq_emulation::set_order(Order::forward);
+#endif
+}
+
 TEST_CASE("Lanes that share a cotangent do not overwrite it for each other") {
   using Half = Cuda<float, cuda::Bf16>;
   const auto random = [](const Shape& shape, std::uint32_t seed) {

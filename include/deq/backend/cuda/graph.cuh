@@ -98,6 +98,9 @@ class Graph {
   /// work(i), i < n, each after what is recorded so far, and none after another.
   template <class Work>
   void side_by_side(Index n, Work&& work, Lanes& lanes);
+  /// The same for works that ask for no memory; within those of side_by_side, too.
+  template <class Work>
+  void at_once(Index n, Work&& work);
 
  private:
   /// Where the recording is: the graph, and what the next node comes after.
@@ -231,11 +234,18 @@ void Graph::side_by_side(Index n, Work&& work, Lanes& which) {
     for (Index i = 0; i < n; ++i) work(i);
     return;
   }
-  Position before = Position::now(), after;
   GraphMemory::SideBySide lanes(memory_, which, static_cast<std::size_t>(n));
+  at_once(n, [&](Index i) {
+    lanes.begin_lane();
+    work(i);
+  });
+}
+
+template <class Work>
+void Graph::at_once(Index n, Work&& work) {
+  Position before = Position::now(), after;
   for (Index i = 0; i < n; ++i) {
     before.go_on_from_here();
-    lanes.begin_lane();
     work(i);
     for (const cudaGraphNode_t node : Position::now().after)
       if (std::find(after.after.begin(), after.after.end(), node) == after.after.end())

@@ -5,6 +5,8 @@
 
 #include <deq/backend/cuda/conv/halo.cuh>
 #include <deq/backend/cuda/conv/implicit_gemm.cuh>
+#include <deq/backend/cuda/graph.cuh>
+#include <deq/core/host_pool.hpp>
 
 namespace deq::cuda {
 
@@ -76,15 +78,28 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
                       std::integral_constant<int, TilePlan::wide>{});
   with_tile(plan, by_tiles);
 }
-/// The convolution, or its transpose, of all of x with a packed weight.
+/// The convolution, or its transpose, of all of x with a packed weight. Phases do not wait for each
+/// other where that can be said, in a graph, unless they need memory for parts of sums.
 template <class A, class S, class X>
 void convolve(const Conv2dGeometry& g, bool transposed, const X* x, const S* packed,
               const ConvEpilogue<S, X>& epilogue) {
-  for (int phase = 0; phase < ImageMap::phases(g, transposed); ++phase) {
+  const int phases = ImageMap::phases(g, transposed);
+  PoolVector<const S*> weights;
+  bool in_parts = false;
+  for (int phase = 0; phase < phases; ++phase) {
     const ImageMap map(g, transposed, phase);
-    convolve<A, S, X>(map, x, packed, epilogue);
-    packed += PackedWeight(map, A::numbers).words();
+    const PackedWeight weight(map, A::numbers);
+    weights.push_back(packed);
+    packed += weight.words();
+    if (parts_of_slices(map, weight).parts > 1) in_parts = true;
   }
+  const auto one = [&](Index phase) {
+    convolve<A, S, X>(ImageMap(g, transposed, static_cast<int>(phase)), x,
+                      weights[static_cast<std::size_t>(phase)], epilogue);
+  };
+  Graph* const graph = Graph::recording();
+  if (graph && phases > 1 && !in_parts) return graph->at_once(phases, one);
+  for (int phase = 0; phase < phases; ++phase) one(phase);
 }
 
 /// Packs a weight (O, C, kh, kw) for the convolution, or for its transpose.

@@ -35,23 +35,20 @@ struct ConvEpilogue {
       store_pack(u + at, stored);
       return stored;
     }
-    // Other widths than multiples of eight: one after the other, and from memory, so that the code
-    // stays small.
-    S number[n];
-#pragma unroll
-    for (int i = 0; i < n; ++i) number[i] = value.word[i];
+    // Other widths than multiples of eight: one after the other, so that the code stays small. The
+    // numbers pass by, since an index would put them into memory.
 #pragma unroll 1
     for (int i = 0; i < n; ++i) {
-      Pack<S, 1> one{number[i]};
-      number[i] = 0;
+      Pack<S, 1> one{value.word[0]};
+#pragma unroll
+      for (int k = 0; k + 1 < n; ++k) value.word[k] = value.word[k + 1];
+      value.word[n - 1] = 0;
       if (channel + i >= map.out_channels) continue;
       add_parts(one, map, pixel, channel + i, at + i);
       const X stored = X(one.word[0]);
       u[at + i] = stored;
-      number[i] = static_cast<S>(stored);
+      value.word[n - 1] = static_cast<S>(stored);
     }
-#pragma unroll
-    for (int i = 0; i < n; ++i) value.word[i] = number[i];
     return as<X>(value);
   }
 

@@ -95,7 +95,8 @@ class StripMoments<float, Bfloat16, strips, columns> {
       float product[4] = {};
       Arithmetic<float, Bf16>::multiply(product, {upper, ones, lower, ones}, upper, lower);
       if (lane % 4 == lane / 8)  // has its own channel's number of the diagonal
-        of_[strip][first + 2 * j + odd] = {product[2 + odd], product[odd]};
+        of_[strip][first + 2 * j + odd] = {odd ? product[3] : product[2],
+                                           odd ? product[1] : product[0]};
     }
   }
   __device__ Moment<float> of_rows(int strip, int count, int column) const {

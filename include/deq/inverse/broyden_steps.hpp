@@ -161,6 +161,18 @@ class BroydenSteps {
     });
   }
 
+  /// r -= factor row, n numbers, several of them read before one is written: a device's thread
+  /// waits for its loads together.
+  DEQ_HOST_DEVICE static void subtract(S* __restrict__ r, S factor, const S* __restrict__ row,
+                                       Index n) {
+    constexpr int at_once = 8;
+    for (Index i = 0; i < n; i += at_once) {
+      S rest[at_once];
+      for (int k = 0; k < at_once; ++k) rest[k] = i + k < n ? r[i + k] - factor * row[i + k] : S(0);
+      for (int k = 0; k < at_once; ++k)
+        if (i + k < n) r[i + k] = rest[k];
+    }
+  }
   /// The recurrence of H x for n steps: on entry r = S^T x, on return r = S^T (x - S c).
   struct Forward {
     DEQ_HOST_DEVICE void operator()(const S* __restrict__ G, Index ld, Index n, S* __restrict__ r,
@@ -168,7 +180,7 @@ class BroydenSteps {
       c[0] = 0;
       for (Index t = 0; t + 1 < n; ++t) {
         const S next = c[t + 1] = -r[t] / G[t * (ld + 1)];
-        for (Index i = 0; i < n; ++i) r[i] -= next * G[(t + 1) * ld + i];
+        subtract(r, next, G + (t + 1) * ld, n);
       }
     }
   };
@@ -179,7 +191,7 @@ class BroydenSteps {
       c[n - 1] = 0;
       for (Index t = n - 2; t >= 0; --t) {
         const S next = c[t] = -r[t + 1] / G[t * (ld + 1)];
-        for (Index i = 0; i < n; ++i) r[i] -= next * G[t * ld + i];
+        subtract(r, next, G + t * ld, n);
       }
     }
   };

@@ -404,7 +404,7 @@ TEST_CASE("A halo is what the taps of a tile see, where it finds room") {
 TEST_CASE("Tiles cover the product, and are small where large ones would be few") {
   for (const Index rows : {1, 63, 64, 65, 2048, 131072})
     for (const Index columns : {1, 24, 32, 33, 64, 65, 160, 256, 1000})
-      for (const auto [processors, may_be_wide] :
+      for (const auto& [processors, may_be_wide] :
            {std::pair<Index, bool>{1, false}, {1, true}, {132, false}, {132, true}}) {
         const cuda::TilePlan plan(rows, columns, processors, 128, may_be_wide);
         CHECK((plan.columns == cuda::TilePlan::wide) == (may_be_wide && columns == 160));

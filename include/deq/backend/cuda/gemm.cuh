@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(threads)
 template <class A, class S>
 void multiply(const MatrixView<S>& a, const MatrixView<S>& b, Index terms, S* c, bool accumulate) {
   const TilePlan plan(a.extent, b.extent, processors());
-  constexpr Index least = 256, of_device = 132;
-  const SumPlan sum(terms, plan.column_tiles > 1 ? of_device * 2 : 1, of_device, least);
+  constexpr Index least = 256, of_device = 132, most = 8;
+  const SumPlan sum(terms, 2 * of_device / (plan.column_tiles > 1 ? 1 : most), of_device, least);
   const bool in_parts = sum.parts > 1;
   const Index size = a.extent * b.extent;
   const Scratch<S> parts(in_parts ? sum.parts * size : 0);

@@ -54,8 +54,8 @@ struct Grid {
 template <class... Parameters, class... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  // What a kernel gets without asking is 48 KiB, of which it may use some for arrays of its own.
-  constexpr std::size_t unasked = 40 << 10;
+  // What a kernel gets without asking is 48 KiB, of which it may use 16 for arrays of its own.
+  constexpr std::size_t unasked = 32 << 10;
   if (grid.shared_bytes > unasked)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(grid.shared_bytes)),

@@ -259,8 +259,8 @@ void with_channels(const NhwcNorm<S>& norm, const S* mask, Call&& call, const X*
                                  norm.mean, norm.inverse, norm.weight, norm.bias, mask);
 }
 
-// All that a pass needs of its pixels is read before it writes any of them: a load need not wait
-// for a store that may be to the same place.
+// All images that a pass needs are read before it writes any: a load need not wait for a store that
+// may be to the same place.
 
 template <int n, class S, class X>
 void normalize(const NhwcNorm<S>& norm, const X* u, const X* residual, X* y) {

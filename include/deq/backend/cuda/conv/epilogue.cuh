@@ -83,9 +83,9 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
     return exists(map, row) && samples.contains(row.sample);
   };
   product.for_each_strip([&]<int n>(int row, int column, const S(&sums)[n][4]) {
-    // Of 32 columns a thread has eight channels (channel_of_column), or half of them.
-    constexpr int pack = 2 * n < 8 ? 2 * n : 8;
-    const int half = pack < 8 ? column / 16 % 2 : 0;
+    // Of 32 columns a thread has eight channels (channel_of_column); where a strip is not made of
+    // such, of 16 columns half of them.
+    constexpr int pack = n % 4 == 0 ? 8 : 4;
     int pixel[2];
     S count = 0;  // of its two rows, of which the first is there if the second is
 #pragma unroll
@@ -98,7 +98,8 @@ __device__ void write_tile(const ImageMap& map, const Segments& segments, RowSet
     }
 #pragma unroll
     for (int j = 0; j < n; j += pack / 2) {
-      const int c = column / 32 * 32 + 8 * j + lane % 4 * 8 + half * pack;
+      const int piece = column + 8 * j,
+                c = piece / 32 * 32 + lane % 4 * 8 + (pack < 8 ? piece / 16 % 2 * pack : 0);
       Pack<X, pack> u[2] = {};
 #pragma unroll
       for (int r = 0; r < 2; ++r) {

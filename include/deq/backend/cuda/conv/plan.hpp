@@ -252,8 +252,8 @@ struct Halo {
   DEQ_HOST_DEVICE int plane() const { return pixels() * 4; }
   DEQ_HOST_DEVICE int size() const { return plane() * (stage_words / 4); }
 
-  /// Rows of the largest tile whose halo finds room, 128 or 64; 0: none does, or there are too few
-  /// channels for a slice. No matter how many samples there are.
+  /// Rows of the largest tile whose halo finds room, 128 or 64; 0: none does, or there are so few
+  /// channels that a slice would be zeros. No matter how many samples there are.
   static int rows(const ImageMap& map) {
     if (map.channels < 8) return 0;
     for (const int rows : {128, 64})

@@ -80,7 +80,8 @@ __device__ inline unsigned transposed_square(unsigned pair) {
 ///     ( 1 ) u^T   =   (  sum  ),        sum (u - mean)^2 = sum u^2 - mean sum u
 ///
 /// Products are exact, and added in float: the difference is off by some 2^-23 of sum u^2, of which
-/// rounding u to bfloat16 has changed it by 2^-18 already.
+/// rounding u to bfloat16 has changed it by 2^-18 already. Numbers whose squares are beyond float
+/// have no variance.
 template <int strips, int columns>
 class StripMoments<float, Bfloat16, strips, columns> {
  public:

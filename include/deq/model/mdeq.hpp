@@ -68,7 +68,7 @@ class Mdeq {
   template <TensorLike V>
   PoolVector<V> layer_parameters(std::span<const V> all) const {
     PoolVector<V> effective;
-    std::vector<std::pair<std::size_t, std::size_t>> normed;  // which is made of whose norm
+    PoolVector<std::pair<std::size_t, std::size_t>> normed;  // which is made of whose norm
     for (std::size_t i = layout_.stem_end; i < layout_.layer_end; ++i) {
       if (layout_.parameters[i].initial == Initial::norm_of_v) {
         normed.emplace_back(effective.size(), i);

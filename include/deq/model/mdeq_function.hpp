@@ -67,10 +67,11 @@ struct MdeqFunction {
     // added in one pass; elsewhere it is added on the way.
     const Index others = config.branches() - 1;
     constexpr bool apart = V::Backend::concurrent;
+    const auto sender = [](Index i, Index k) { return k < i ? k : k + 1; };  // number k to branch i
     if (apart)
       side_by_side(z, config.branches() * others, [&](Index k) {
-        const Index i = k / others, j = k % others;
-        sent.push_back(path(j < i ? j : j + 1, i, b, nullptr, false, p));
+        const Index i = k / others;
+        sent.push_back(path(sender(i, k % others), i, b, nullptr, false, p));
       });
     side_by_side(z, config.branches(), [&](Index i) {
       V s = b[static_cast<std::size_t>(i)];
@@ -78,15 +79,16 @@ struct MdeqFunction {
         PoolVector<V> summands{s};
         PoolVector<Index> factors;
         for (Index k = 0; k < others; ++k) {
-          const Index j = k < i ? k : k + 1;
+          const Index j = sender(i, k);
           summands.push_back(sent[static_cast<std::size_t>(i * others + k)]);
           factors.push_back(j > i ? Index{1} << (j - i) : 1);
         }
         s = nhwc::upsample_add(std::span<const V>(summands), std::span<const Index>(factors), true);
       }
-      for (Index k = 0; k < others && !apart; ++k)
-        s = path(k < i ? k : k + 1, i, b, &s, k + 1 == others,
-                 p);  // then nothing is added any more
+      for (Index k = 0; k < others && !apart; ++k) {
+        const bool relu = k + 1 == others;  // nothing is added any more
+        s = path(sender(i, k), i, b, &s, relu, p);
+      }
       out.push_back(nhwc::conv_norm(s, post.next(), {.groups = config.groups / 2}));
     });
     return mdeq_state(out);

@@ -17,12 +17,11 @@ namespace cuda {
 template <int n>
 struct UpsampledLines {
   NhwcUpsampling g;
-  Divisor by_packs, by_factor, by_height;
+  Divisor by_packs, by_height;
 
   explicit UpsampledLines(const NhwcUpsampling& upsampling)
       : g(upsampling),
         by_packs(std::max(static_cast<int>(g.channels / n), 1)),
-        by_factor(static_cast<int>(g.factor)),
         by_height(std::max(static_cast<int>(g.height), 1)) {}
 
   DEQ_HOST_DEVICE int packs() const { return static_cast<int>(g.channels) / n; }

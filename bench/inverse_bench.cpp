@@ -28,7 +28,7 @@ using View = deq::BatchView<float>;
 /// Numbers that one iteration reads and writes for a sample with n vectors: the passes over the
 /// basis, and those over single vectors (residual, update, step).
 constexpr double traffic(const deq::BroydenSteps<B>&, double n, double dim) {
-  return (2 * n + 7) * dim;
+  return (2 * n + 6) * dim;
 }
 constexpr double traffic(const deq::LowRankPairs<B>&, double n, double dim) {
   return (4 * n + 21) * dim;
@@ -43,7 +43,10 @@ class Path {
     norms_.resize(2 * batch);
     length_.resize(batch);
     skipped_.resize(batch);
+    improved_.resize(batch);
+    ids_.resize(batch);
     B::fill(length_.data(), batch, 1);
+    std::fill_n(improved_.data(), batch, false);  // is not part of what is counted
     f_.resize((steps + 1) * dim * batch);
     bench::CheapMap<float> map(dim);
     start();
@@ -66,13 +69,31 @@ class Path {
   /// All that lies between evaluation k of f and the next one.
   void between(Index k) {
     const deq::Samples all = everybody();
-    const View zk = z(), gk = g(), dk = d(), fk = f(k);
+    deq::BroydenIteration<float> iteration{
+        .z = z(),
+        .g = g(),
+        .d = d(),
+        .best = z(),
+        .improved = improved_.data(),
+        .moves = true,
+        .g_squared = norms_.data(),
+        .f_squared = norms_.data() + batch_,
+        .length = length_.data(),
+        .when_full = deq::WhenFull::freeze,
+        .skipped = skipped_.data(),
+    };
+    const PlanAll plan{h.plan(iteration, ws_)};
     B::in_blocks(batch_, dim_ * (k + 4), [&](Index first, Index n) {
       const deq::Samples a{all.id + first, n};
-      h.residual(a, fk.columns(first, n), zk, gk, norms_.data(), norms_.data() + batch_, ws_);
-      h.plan(a, deq::WhenFull::freeze, skipped_.data(), ws_);
-      if (k == 0) return h.begin(a, gk, dk, zk, ws_);
-      h.advance(a, deq::WhenFull::freeze, gk, dk, zk, length_.data(), skipped_.data(), ws_);
+      deq::BroydenIteration<float> it = iteration;
+      it.f = f(k).columns(first, n);
+      it.ids = ids_.data() + first;
+      h.residual(a, it, plan, ws_);
+      const deq::detail::AnySampleWork nothing;
+      if (k == 0)
+        h.begin(a, it, nothing, ws_);
+      else
+        h.advance(a, it, nothing, ws_);
     });
   }
   double bytes() const {
@@ -85,10 +106,19 @@ class Path {
   H h;
 
  private:
+  struct PlanAll {
+    typename H::Plan plan;
+    template <class Team>
+    void operator()(Index s, const Team& team) const {
+      plan(s, true, team);
+    }
+  };
+
   Index dim_, batch_, steps_;
   deq::Everybody<B> everybody_;
   deq::Array<B> z_, g_, d_, f_, norms_, length_;
-  deq::Array<B, bool> skipped_;
+  deq::Array<B, bool> skipped_, improved_;
+  deq::Array<B, Index> ids_;
   typename H::Workspace ws_;
 };
 

@@ -72,31 +72,47 @@ inline void passes(const Options& o, Report& report) {
     });
   }
   {
-    // Between two evaluations of f in Broyden's last iteration, all steps but the last stored.
-    const Index dim = c.state_size(), stored = forward_iterations, capacity = stored + 1;
+    const Index dim = c.state_size();
     const Numbers f = repeated_normal<Plain>({batch, dim}, 1),
                   z = repeated_normal<Plain>(f.shape(), 2), g(f.shape());
-    const Numbers basis = repeated_normal<Plain>({batch, capacity, dim}, 3);
-    const Numbers out({batch, capacity}), coefficient({batch, capacity}, 0.f), scale({batch}, 1.f),
-        squared({batch}), f_squared({batch});
-    deq::Array<Plain, Index> rank, slot;
-    const std::vector<Index> ranks(static_cast<std::size_t>(batch), stored);
-    for (auto* x : {&rank, &slot}) {
-      x->resize(batch);
-      Plain::upload_bytes(x->data(), ranks.data(), ranks.size() * sizeof(Index));
-    }
+    const Numbers squared({batch}), f_squared({batch});
     deq::Everybody<Plain> everybody;
     const deq::Samples a = everybody(batch);
-    const deq::BasisView<float> h{basis.data(), dim, capacity};
     const auto size = static_cast<double>(f.size());
-    measure("broyden_residual_project", (stored + 3) * size, [&] {
-      Plain::residual(a, f.batch(), z.batch(), g.batch(), squared.data(), f_squared.data(), h,
-                      rank.data(), out.data());
-    });
-    measure("broyden_extend", (stored + 4) * size, [&] {
-      Plain::extend(a, h, rank.data(), coefficient.data(), scale.data(), g.batch(), slot.data(),
-                    z.batch(), squared.data());
-    });
+    // Between two evaluations of f in Broyden's first iteration, nothing stored, and in its last,
+    // all steps but the last stored. The best iterate so far is put aside.
+    const auto broyden = [&]<class Stored>(const std::string& name, Index stored, Stored) {
+      const Index capacity = stored + 1;
+      const double of_basis = static_cast<double>(stored * sizeof(Stored)) / float_bytes,
+                   kept = sizeof(Stored) / float_bytes;
+      deq::Array<Plain, Stored> basis;
+      const deq::BasisView<Stored> h = basis.basis(dim, capacity, batch);
+      const std::vector<Stored> vectors(static_cast<std::size_t>(dim * capacity), Stored(0.1f));
+      for (Index s = 0; s < batch; ++s)
+        Plain::upload_bytes(h.vec(s, 0), vectors.data(), vectors.size() * sizeof(Stored));
+      const Numbers out({batch, capacity}), coefficient({batch, capacity}, 0.f),
+          scale({batch}, 1.f);
+      deq::Array<Plain, Index> rank(batch);
+      const std::vector<Index> ranks(static_cast<std::size_t>(batch), stored);
+      Plain::upload_bytes(rank.data(), ranks.data(), ranks.size() * sizeof(Index));
+      deq::Array<Plain, bool> improved(batch);
+      const std::vector<char> yes(static_cast<std::size_t>(batch), 1);
+      Plain::upload_bytes(improved.data(), yes.data(), yes.size());
+      Plain::Arrivals arrivals;
+      arrivals.prepare(batch);
+      const deq::detail::AnySampleWork nothing;
+      measure("broyden_residual" + name, (of_basis + 2) * size, [&] {
+        Plain::residual(a, f.batch(), z.batch(), {}, squared.data(), f_squared.data(), h,
+                        rank.data(), out.data(), arrivals, nothing);
+      });
+      measure("broyden_step" + name, (of_basis + kept + 4) * size, [&] {
+        Plain::step(a, h, rank.data(), coefficient.data(), scale.data(), f.batch(), rank.data(),
+                    z.batch(), g.batch(), improved.data(), squared.data(), arrivals, nothing);
+      });
+    };
+    broyden("", forward_iterations, 0.f);
+    broyden("_compact", forward_iterations, deq::Bfloat16());
+    broyden("_first", 0, 0.f);
     measure("copy", 2 * size, [&] { Plain::copy(a, f.batch(), g.batch()); });
     measure("residual", 3 * size, [&] {
       Plain::residual(a, f.batch(), z.batch(), g.batch(), squared.data(), f_squared.data());

@@ -67,6 +67,22 @@ Mirror<B> numbers(std::vector<double> values) {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
+/// A truth value a sample, in the memory of backend B.
+template <class B>
+class Flags {
+ public:
+  explicit Flags(const std::vector<bool>& values) : array_(static_cast<Index>(values.size())) {
+    for (Index i = 0; i < array_.size(); ++i) {
+      const bool value = values[at(i)];
+      B::upload_bytes(array_.data() + i, &value, sizeof value);
+    }
+  }
+  const bool* data() const { return array_.data(); }
+
+ private:
+  Array<B, bool> array_;
+};
+
 /// Six samples, of which 1, 3 and 4 are active; dimensions around the widths of vector registers
 /// and panels.
 constexpr Index count = 6;
@@ -100,6 +116,73 @@ void check_batch(const Mirror<B>& x, Index dim, Expected expected) {
   CHECK_MESSAGE(right, "dim ", dim);
   CHECK_MESSAGE(untouched, "dim ", dim);
 }
+
+/// What a sample's small algebra finds: its sums, each read by any thread of its team, and their
+/// total, added up by one that has not read them.
+template <class S>
+struct Remember {
+  Index capacity;
+  const Index* rank;
+  const S *squared, *sums;
+  S *seen, *total;
+  Index* calls;
+
+  template <class Team>
+  DEQ_HOST_DEVICE void operator()(Index s, const Team& team) const {
+    S* const mine = seen + s * capacity;
+    const S* const of_sample = sums + s * capacity;
+    team.for_each(rank[s], [=](Index i) { mine[i] = of_sample[i]; });
+    team.sync();
+    if (team.rank > 0) return;
+    total[s] = squared[s];
+    for (Index i = 0; i < rank[s]; ++i) total[s] += mine[i];
+    ++calls[s];
+  }
+};
+
+/// Vectors made of others, by `extend` and `step`: one that is kept behind them, in place of one of
+/// them, nowhere; the last with alpha = 0, which makes nothing of a NaN.
+template <class B>
+class NewVector {
+  using S = typename B::Scalar;
+
+ public:
+  static constexpr Index capacity = 7;
+  Mirror<B, Index> rank{{0, 6, 0, 7, 5, 0}}, slot{{0, 6, 0, 2, -1, 0}};
+  Mirror<B> alpha = numbers<B>({1, 2, 1, -1, 0, 1}), c = random_batch<B>(capacity * count, 53);
+
+  explicit NewVector(Index dim) : dim_(dim), before_(basis().before()) {}
+  Mirror<B> basis() const { return random_batch<B>(dim_ * capacity * count, 50); }
+
+  /// Number d of the vector of sample s that is made of x.
+  double expected(Index s, Index d, S x) const {
+    const auto factor = static_cast<double>(alpha.before()[at(s)]);
+    double y = factor == 0 ? 0 : factor * static_cast<double>(x);
+    for (Index i = 0; i < rank.before()[at(s)]; ++i)
+      y += static_cast<double>(c.before()[at(s * capacity + i)]) *
+           static_cast<double>(before_[at((s * capacity + i) * dim_ + d)]);
+    return y;
+  }
+  /// Made of x(s, d), it is where it should be, and all others are as they were.
+  template <class X>
+  void check_basis(const Mirror<B>& h, X x) const {
+    const auto now = h.now();
+    bool right = true;
+    for (Index s = 0; s < count; ++s)
+      for (Index i = 0; i < capacity; ++i)
+        for (Index d = 0; d < dim_; ++d) {
+          const std::size_t k = at((s * capacity + i) * dim_ + d);
+          right = right && (is_active(s) && i == slot.before()[at(s)]
+                                ? near(now[k], expected(s, d, x(s, d)), 8)
+                                : now[k] == before_[k]);
+        }
+    CHECK_MESSAGE(right, "dim ", dim_);
+  }
+
+ private:
+  Index dim_;
+  std::vector<S> before_;
+};
 
 }  // namespace
 
@@ -161,6 +244,13 @@ TEST_CASE_TEMPLATE("Gather, scatter and copy move active columns and leave the o
     CHECK(right);
     B::copy(a, whole.batch(dim), copied.batch(dim));
     check_batch(copied, dim, [&](Index s, Index i) { return whole.before()[at(s * dim + i)]; });
+    const std::vector<bool> wanted{true, true, false, false, true, false};
+    const Flags<B> where(wanted);
+    auto some = random_batch<B>(dim * count, 5);
+    B::copy(a, whole.batch(dim), some.batch(dim), where.data());
+    check_batch(some, dim, [&](Index s, Index i) {
+      return (wanted[at(s)] ? whole : some).before()[at(s * dim + i)];
+    });
   }
 }
 
@@ -335,58 +425,122 @@ TEST_CASE_TEMPLATE("The residual may be projected in the pass that forms it", B,
   }
 }
 
-TEST_CASE_TEMPLATE("Extend forms a new vector, keeps it, adds it and takes its norm", B,
+TEST_CASE_TEMPLATE("A pass may do each sample's small algebra at its end", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  constexpr Index capacity = 40;  // more than a warp has threads
+  Mirror<B, Index> ids(active), rank({0, 40, 0, 33, 0, 0});
+  const Samples a{ids.data(), 3};
+  typename B::Arrivals arrivals;
+  arrivals.prepare(count);
+  for (const Index dim : {1, 33, 5000, 13000}) {
+    auto f = random_batch<B>(dim * 3, 6), z = random_batch<B>(dim * count, 7),
+         h = random_batch<B>(dim * capacity * count, 11);
+    auto gg = random_batch<B>(count, 12), ff = random_batch<B>(count, 13);
+    auto c = random_batch<B>(capacity * count, 10), seen = random_batch<B>(capacity * count, 14),
+         total = random_batch<B>(count, 15);
+    Mirror<B, Index> calls(std::vector<Index>(at(count), 0));
+    const Remember<S> remember{capacity,    rank.data(),  gg.data(),   c.data(),
+                               seen.data(), total.data(), calls.data()};
+    const auto check = [&](Index expected_calls) {
+      const auto sums = c.now(), saw = seen.now(), squared = gg.now(), added = total.now();
+      const auto called = calls.now();
+      for (Index s = 0; s < count; ++s) {
+        CHECK(called[at(s)] == (is_active(s) ? expected_calls : 0));
+        const Index n = rank.before()[at(s)];
+        S sum = is_active(s) ? squared[at(s)] : total.before()[at(s)];
+        for (Index i = 0; i < n; ++i) sum += sums[at(s * capacity + i)];
+        CHECK(added[at(s)] == sum);
+        for (Index i = 0; i < capacity; ++i) {
+          const std::size_t k = at(s * capacity + i);
+          CHECK(saw[k] == (i < n ? sums[k] : seen.before()[k]));
+        }
+      }
+    };
+    const BasisView<const S> basis = h.basis(dim, capacity);
+    auto g = random_batch<B>(dim * count, 8);
+    B::residual(a, f.batch(dim), z.batch(dim), g.batch(dim), gg.data(), ff.data(), basis,
+                rank.data(), c.data());
+    const std::vector<std::vector<S>> expected{gg.now(), ff.now(), c.now()};
+    for (const Index pass : {1, 2}) {  // nothing is left in `arrivals`
+      B::fill(c.data(), capacity * count, S(0));
+      B::residual(a, f.batch(dim), z.batch(dim), BatchView<S>{}, gg.data(), ff.data(), basis,
+                  rank.data(), c.data(), arrivals, remember);
+      check(pass);
+    }
+    CHECK(gg.now() == expected[0]);
+    CHECK(ff.now() == expected[1]);
+    for (const Index s : active)
+      for (Index i = 0; i < rank.before()[at(s)]; ++i)
+        CHECK(c.now()[at(s * capacity + i)] == expected[2][at(s * capacity + i)]);
+    B::for_each_team(a, remember);
+    check(3);
+  }
+}
+
+TEST_CASE_TEMPLATE("Extend forms a new vector and keeps it", B, DEQ_CONTRACT_BACKENDS) {
+  using S = typename B::Scalar;
+  Mirror<B, Index> ids(active);
+  const Samples a{ids.data(), 3};
+  for (const Index dim : dims) {
+    NewVector<B> made(dim);
+    auto h = made.basis();
+    std::vector<S> poisoned = random_batch<B>(dim * count, 52).before();
+    std::fill_n(poisoned.begin() + 4 * dim, dim, std::numeric_limits<S>::quiet_NaN());
+    Mirror<B> x(poisoned);
+    B::extend(a, h.basis(dim, made.capacity), made.rank.data(), made.c.data(), made.alpha.data(),
+              x.batch(dim), made.slot.data());
+    made.check_basis(h, [&](Index s, Index d) { return poisoned[at(s * dim + d)]; });
+  }
+}
+
+TEST_CASE_TEMPLATE("A step is kept and made, and the place before it may be put aside", B,
                    DEQ_CONTRACT_BACKENDS) {
   using S = typename B::Scalar;
   Mirror<B, Index> ids(active);
   const Samples a{ids.data(), 3};
-  constexpr Index capacity = 7;
-  // Behind the others, in place of one of them, nowhere.
-  Mirror<B, Index> rank({0, 6, 0, 7, 5, 0}), slot({0, 6, 0, 2, -1, 0});
-  auto alpha = numbers<B>({1, 2, 1, -1, 0, 1});
-  for (const Index dim : dims)
-    for (const bool moves : {true, false}) {
-      auto h = random_batch<B>(dim * capacity * count, 50), z = random_batch<B>(dim * count, 51);
-      // alpha = 0 of sample 4 makes nothing of a NaN.
-      std::vector<S> poisoned = random_batch<B>(dim * count, 52).before();
-      std::fill_n(poisoned.begin() + 4 * dim, dim, std::numeric_limits<S>::quiet_NaN());
-      Mirror<B> x(poisoned);
-      auto c = random_batch<B>(capacity * count, 53),
-           squared = numbers<B>({-1, -1, -1, -1, -1, -1});
-      B::extend(a, h.basis(dim, capacity), rank.data(), c.data(), alpha.data(), x.batch(dim),
-                slot.data(), moves ? z.batch(dim) : BatchView<S>{}, squared.data());
-      const auto expected = [&](Index s, Index d) {
-        double y = s == 4 ? 0
-                          : static_cast<double>(alpha.before()[at(s)]) *
-                                static_cast<double>(poisoned[at(s * dim + d)]);
-        for (Index i = 0; i < rank.before()[at(s)]; ++i)
-          y += static_cast<double>(c.before()[at(s * capacity + i)]) *
-               static_cast<double>(h.before()[at((s * capacity + i) * dim + d)]);
-        return y;
-      };
-      const auto now = h.now();
-      bool right = true;
-      for (Index s = 0; s < count; ++s)
-        for (Index i = 0; i < capacity; ++i)
-          for (Index d = 0; d < dim; ++d) {
-            const std::size_t k = at((s * capacity + i) * dim + d);
-            right = right &&
-                    (is_active(s) && i == slot.before()[at(s)] ? near(now[k], expected(s, d), 8)
-                                                               : now[k] == h.before()[k]);
-          }
-      CHECK(right);
-      if (moves)
-        check_batch(z, dim, [&](Index s, Index d) {
-          return static_cast<double>(z.before()[at(s * dim + d)]) + expected(s, d);
-        });
-      else
-        CHECK(z.now() == z.before());
-      for (Index s = 0; s < count; ++s) {
-        double sum = 0;
-        for (Index d = 0; d < dim; ++d) sum += expected(s, d) * expected(s, d);
-        CHECK(near(squared.now()[at(s)], is_active(s) ? sum : -1, is_active(s) ? sum : 1));
+  typename B::Arrivals arrivals;
+  arrivals.prepare(count);
+  const std::vector<bool> improved{true, true, true, false, true, true};
+  const Flags<B> where(improved);
+  for (const Index dim : dims) {
+    NewVector<B> made(dim);
+    auto h = made.basis();
+    auto z = random_batch<B>(dim * count, 51), best = random_batch<B>(dim * count, 54);
+    std::vector<S> poisoned = random_batch<B>(dim * 3, 52).before();
+    std::fill_n(poisoned.begin() + 2 * dim, dim, std::numeric_limits<S>::quiet_NaN());
+    Mirror<B> f(poisoned);
+    auto squared = numbers<B>({-1, -1, -1, -1, -1, -1}),
+         seen = numbers<B>({-1, -1, -1, -1, -1, -1});
+    Mirror<B, Index> calls(std::vector<Index>(at(count), 0)),
+        none(std::vector<Index>(at(count), 0));
+    B::step(
+        a, h.basis(dim, made.capacity), made.rank.data(), made.c.data(), made.alpha.data(),
+        f.batch(dim), made.slot.data(), z.batch(dim), best.batch(dim), where.data(), squared.data(),
+        arrivals,
+        Remember<S>{0, none.data(), squared.data(), nullptr, nullptr, seen.data(), calls.data()});
+    const auto residual = [&](Index s, Index d) {
+      const Index j = std::find(active.begin(), active.end(), s) - active.begin();
+      return poisoned[at(j * dim + d)] - z.before()[at(s * dim + d)];
+    };
+    made.check_basis(h, residual);
+    check_batch(z, dim, [&](Index s, Index d) {
+      return static_cast<double>(z.before()[at(s * dim + d)]) + made.expected(s, d, residual(s, d));
+    });
+    check_batch(best, dim, [&](Index s, Index d) {
+      return (improved[at(s)] ? z : best).before()[at(s * dim + d)];
+    });
+    CHECK(seen.now() == squared.now());
+    for (Index s = 0; s < count; ++s) {
+      double sum = 0;
+      for (Index d = 0; d < dim; ++d) {
+        const double y = is_active(s) ? made.expected(s, d, residual(s, d)) : 0;
+        sum += y * y;
       }
+      CHECK(near(squared.now()[at(s)], is_active(s) ? sum : -1, is_active(s) ? sum : 1));
+      CHECK(calls.now()[at(s)] == (is_active(s) ? 1 : 0));
     }
+  }
 }
 
 TEST_CASE_TEMPLATE("A basis may be stored as bfloat16", B, DEQ_CONTRACT_BACKENDS) {
@@ -407,6 +561,9 @@ TEST_CASE_TEMPLATE("A basis may be stored as bfloat16", B, DEQ_CONTRACT_BACKENDS
     Mirror<B, Index> rank({0, 2, 0, 3, 1, 0}), slot({-1, 2, -1, -1, 1, -1});
     auto f = random_batch<B>(dim * 3, 71), z = random_batch<B>(dim * count, 72),
          alpha = numbers<B>({0, 0.7, 0, 1, 0, 0}), c = random_batch<B>(count * capacity, 73);
+    const Flags<B> nowhere(std::vector<bool>(at(count), false));
+    typename B::Arrivals arrivals;
+    arrivals.prepare(count);
     const auto run = [&](auto basis) {
       auto g = random_batch<B>(dim * count, 74), moved = random_batch<B>(dim * count, 75),
            gg = random_batch<B>(count, 76), ff = random_batch<B>(count, 77),
@@ -416,14 +573,15 @@ TEST_CASE_TEMPLATE("A basis may be stored as bfloat16", B, DEQ_CONTRACT_BACKENDS
                   rank.data(), p.data());
       B::project(a, basis, rank.data(), z.batch(dim), q.data());
       B::combine(a, basis, rank.data(), c.data(), S(-1), z.batch(dim), y.batch(dim));
-      B::extend(a, basis, rank.data(), c.data(), alpha.data(), g.batch(dim), slot.data(),
-                moved.batch(dim), yy.data());
+      B::step(a, basis, rank.data(), c.data(), alpha.data(), f.batch(dim), slot.data(),
+              moved.batch(dim), BatchView<S>{}, nowhere.data(), yy.data(), arrivals,
+              deq::detail::AnySampleWork{});
       return std::vector<std::vector<S>>{g.now(), gg.now(), ff.now(),    p.now(),
                                          q.now(), y.now(),  moved.now(), yy.now()};
     };
     const auto expected = run(plain.basis(dim, capacity));
     const auto got = run(BasisView<Bfloat16>{h.data(), dim, capacity});
-    // All but what `extend` makes is the same; that is rounded.
+    // All but what `step` makes is the same; that is rounded.
     for (std::size_t i = 0; i < 6; ++i) {
       bool right = true;
       for (std::size_t k = 0; k < got[i].size(); ++k)
@@ -587,8 +745,16 @@ TEST_CASE_TEMPLATE("Nobody active is nothing to do", B, DEQ_CONTRACT_BACKENDS) {
              BatchView<S>{});
   B::residual(nobody, BatchView<const S>{}, BatchView<const S>{}, BatchView<S>{}, nullptr, nullptr,
               BasisView<const S>{}, nullptr, nullptr);
-  B::extend(nobody, BasisView<S>{}, nullptr, nullptr, nullptr, BatchView<const S>{}, nullptr,
-            BatchView<S>{}, nullptr);
+  B::copy(nobody, BatchView<const S>{}, BatchView<S>{}, nullptr);
+  typename B::Arrivals arrivals;
+  arrivals.prepare(0);
+  const deq::detail::AnySampleWork then;
+  B::residual(nobody, BatchView<const S>{}, BatchView<const S>{}, BatchView<S>{}, nullptr, nullptr,
+              BasisView<const S>{}, nullptr, nullptr, arrivals, then);
+  B::extend(nobody, BasisView<S>{}, nullptr, nullptr, nullptr, BatchView<const S>{}, nullptr);
+  B::step(nobody, BasisView<S>{}, nullptr, nullptr, nullptr, BatchView<const S>{}, nullptr,
+          BatchView<S>{}, BatchView<S>{}, nullptr, nullptr, arrivals, then);
+  B::for_each_team(nobody, then);
   B::rotate(nobody, BasisView<S>{}, 0, nullptr, nullptr);
   B::fill(nullptr, 0, S(1));
 }
@@ -613,7 +779,7 @@ std::vector<typename B::Scalar> all_results(std::vector<Index> who, Index dim, I
   using S = typename B::Scalar;
   constexpr Index capacity = 3;
   Mirror<B, Index> ids(who), rank(std::vector<Index>(at(samples), capacity)),
-      slot(std::vector<Index>(at(samples), 1));
+      zero(std::vector<Index>(at(samples), 0)), slot(std::vector<Index>(at(samples), 1));
   const Samples a{ids.data(), static_cast<Index>(who.size())};
   auto x = random_batch<B>(dim * samples, 30), y = random_batch<B>(dim * samples, 31),
        f = random_batch<B>(dim * samples, 32), h = random_batch<B>(dim * capacity * samples, 33),
@@ -630,7 +796,13 @@ std::vector<typename B::Scalar> all_results(std::vector<Index> who, Index dim, I
   B::residual(a, packed.batch(dim), x.batch(dim), g.batch(dim), out.data(), out.data() + samples,
               h.basis(dim, capacity), rank.data(), c.data());
   B::extend(a, h.basis(dim, capacity), rank.data(), c.data(), out.data() + 2 * samples,
-            g.batch(dim), slot.data(), y.batch(dim), out.data() + 3 * samples);
+            g.batch(dim), zero.data());
+  typename B::Arrivals arrivals;
+  arrivals.prepare(samples);
+  const Flags<B> where(std::vector<bool>(at(samples), true));
+  B::step(a, h.basis(dim, capacity), rank.data(), c.data(), out.data() + 2 * samples,
+          packed.batch(dim), slot.data(), y.batch(dim), x.batch(dim), where.data(),
+          out.data() + 3 * samples, arrivals, deq::detail::AnySampleWork{});
   std::vector<S> results;
   for (const auto& part : {g.now(), out.now(), c.now(), y.now()})
     results.insert(results.end(), part.begin(), part.end());

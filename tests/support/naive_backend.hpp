@@ -10,6 +10,7 @@
 #include <cstring>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include <deq/backend/concept.hpp>
 #include <deq/backend/host_work.hpp>
@@ -66,6 +67,10 @@ struct NaiveBackend : deq::HostWork {
     for (Index j = 0; j < a.count; ++j)
       for (Index i = 0; i < x.dim; ++i) y.col(a[j])[i] = x.col(a[j])[i];
   }
+  static void copy(Samples a, ConstView x, View y, const bool* where) {
+    for (Index j = 0; j < a.count; ++j)
+      if (where[a[j]]) copy({a.id + j, 1}, x, y);
+  }
 
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared) {
     for (Index j = 0; j < a.count; ++j) {
@@ -100,8 +105,19 @@ struct NaiveBackend : deq::HostWork {
   template <class T>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
                        deq::BasisView<T> h, const Index* rank, S* out) {
+    std::vector<S> apart;  // where none is asked for
+    if (!g.data) {
+      apart.resize(static_cast<std::size_t>(z.dim * z.count));
+      g = {apart.data(), z.dim, z.count};
+    }
     residual(a, f, z, g, g_squared, f_squared);
     project(a, h, rank, g, out);
+  }
+  template <class T, class Then>
+  static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
+                       deq::BasisView<T> h, const Index* rank, S* out, Arrivals&, Then then) {
+    residual(a, f, z, g, g_squared, f_squared, h, rank, out);
+    for_each_team(a, then);
   }
   template <class T>
   static void combine(Samples a, deq::BasisView<T> h, const Index* rank, const S* coefficient,
@@ -114,22 +130,32 @@ struct NaiveBackend : deq::HostWork {
         y.col(a[j])[k] = sum;
       }
   }
-  template <class T>
-  static void extend(Samples a, deq::BasisView<T> h, const Index* rank, const S* coefficient,
-                     const S* alpha, ConstView x, const Index* slot, View z, S* squared) {
+  static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
+                     ConstView x, const Index* slot) {
+    for (Index j = 0; j < a.count; ++j)
+      for (Index k = 0; k < h.dim; ++k) {
+        const Index s = a[j];
+        const S y = combined(h, rank, coefficient, alpha, s, k, x.col(s)[k]);
+        if (slot[s] >= 0) h.vec(s, slot[s])[k] = y;
+      }
+  }
+  template <class T, class Then>
+  static void step(Samples a, deq::BasisView<T> h, const Index* rank, const S* coefficient,
+                   const S* alpha, ConstView f, const Index* slot, View z, View best,
+                   const bool* improved, S* squared, Arrivals&, Then then) {
     for (Index j = 0; j < a.count; ++j) {
       const Index s = a[j];
       squared[s] = 0;
       for (Index k = 0; k < h.dim; ++k) {
-        S y = alpha[s] == S(0) ? S(0) : alpha[s] * x.col(s)[k];
-        for (Index i = 0; i < rank[s]; ++i)
-          y += coefficient[s * h.capacity + i] * static_cast<S>(h.vec(s, i)[k]);
-        const T stored = T(y);
-        y = static_cast<S>(stored);
+        S& number = z.col(s)[k];
+        const T stored = T(combined(h, rank, coefficient, alpha, s, k, f.col(j)[k] - number));
+        const S y = static_cast<S>(stored);
         if (slot[s] >= 0) h.vec(s, slot[s])[k] = stored;
-        if (z.data) z.col(s)[k] += y;
+        if (improved[s]) best.col(s)[k] = number;
+        number += y;
         squared[s] += y * y;
       }
+      then(s, OneThread{});
     }
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
@@ -192,6 +218,15 @@ struct NaiveBackend : deq::HostWork {
   }
 
  private:
+  /// Number k of alpha_s x_s + sum_i coefficient_s,i h_s,i.
+  template <class T>
+  static S combined(deq::BasisView<T> h, const Index* rank, const S* coefficient, const S* alpha,
+                    Index s, Index k, S x) {
+    S y = alpha[s] == S(0) ? S(0) : alpha[s] * x;
+    for (Index i = 0; i < rank[s]; ++i)
+      y += coefficient[s * h.capacity + i] * static_cast<S>(h.vec(s, i)[k]);
+    return y;
+  }
   template <class T>
   static S dot(const T* x, const S* y, Index n) {
     S sum = 0;

@@ -33,6 +33,10 @@ struct AnyLane {
 struct AnySamplePredicate {
   DEQ_HOST_DEVICE bool operator()(Index) const { return true; }
 };
+struct AnySampleWork {
+  template <class Team>
+  DEQ_HOST_DEVICE void operator()(Index, const Team&) const {}
+};
 }  // namespace detail
 
 /// Memory: `allocate` returns uninitialised memory, `upload`/`download` cross to and from the host.
@@ -53,38 +57,52 @@ concept BackendMemory = requires(std::size_t bytes, void* p, const void* q) {
 /// company. A vector whose slot is negative is kept nowhere. A negative a[j] is a hole, left by a
 /// backend whose host does not know how many samples are left: position j, column j of a compact
 /// batch, belongs to nobody. The four primitives that BroydenSteps is made of take a basis stored
-/// as Bfloat16 as well; the vector that `extend` makes is then what is stored of it.
+/// as Bfloat16 as well; the vector that `step` makes is then what is stored of it.
+///
+/// The small algebra of a sample is a function of its number s, or of (s, team), if there are loops
+/// in it that threads may share: all threads of the team make the call, team.for_each(n, body) has
+/// body(i) done once for each i, what one has written all see after team.sync(), and what is to be
+/// done once is for the thread whose team.rank is 0. A pass may do it last, then(s, team), as soon
+/// as the sample's sums are there; it counts its parts in `arrivals`, which is prepared for as many
+/// samples as the whole batch has, and which passes that may run at the same time do not share.
 template <class B>
 concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
                                      BatchView<const typename B::Scalar> C,
                                      BasisView<typename B::Scalar> H,
                                      BasisView<const typename B::Scalar> cH,
                                      const typename B::Scalar* alpha, typename B::Scalar* out,
-                                     const Index* rank, Index i, Index* ids,
+                                     const Index* rank, Index i, Index* ids, const bool* where,
+                                     typename B::Arrivals& arrivals, detail::AnySampleWork then,
                                      typename B::Scalar value) {
   B::fill(out, i, value);             // out_0..i-1 = value
   B::gather(a, C, X);                 // compact <- whole: X_j = C_a[j]
   B::scatter(a, C, X);                // whole <- compact: X_a[j] = C_j
   B::copy(a, C, X);                   // X_s = C_s
+  B::copy(a, C, X, where);            // X_s = C_s where_s
   B::residual(a, C, C, X, out, out);  // X_s = F_j - Z_s, out1 = ||X_s||^2, out2 = ||F_j||^2
   B::dot(a, C, C, out);               // out_s = C_s . C_s
   B::axpby(a, value, C, value, X);    // X_s = alpha C_s + beta X_s; 0 X_s is 0
   B::axpby(a, alpha, C, alpha, X);    // X_s = alpha_s C_s + beta_s X_s; 0 X_s is 0
   B::project(a, cH, rank, C, out);    // out_s,i = H_s,i . C_s, i < rank_s
-  // residual and project of X_s in one pass:
+  // residual and project of X_s in one pass; nothing is kept of X_s if X is empty:
+  arrivals.prepare(i);
   B::residual(a, C, C, X, out, out, cH, rank, out);
+  B::residual(a, C, C, X, out, out, cH, rank, out, arrivals, then);
   // X_s = value C_s + sum_i alpha_s,i H_s,i, i < rank_s:
   B::combine(a, cH, rank, alpha, value, C, X);
-  // y_s = alpha_s C_s + sum_i alpha_s,i H_s,i, i < rank_s; H_s,slot[s] = y_s, out_s = ||y_s||^2,
-  // and X_s += y_s unless X is empty:
-  B::extend(a, H, rank, alpha, alpha, C, rank, X, out);
+  // H_s,slot[s] = alpha_s C_s + sum_i alpha_s,i H_s,i, i < rank_s:
+  B::extend(a, H, rank, alpha, alpha, C, rank);
+  // y_s = alpha_s (F_j - Z_s) + sum_i alpha_s,i H_s,i, i < rank_s; H_s,slot[s] = y_s,
+  // out_s = ||y_s||^2, X_s = Z_s where_s, and then Z_s += y_s:
+  B::step(a, H, rank, alpha, alpha, C, rank, X, X, where, out, arrivals, then);
   B::store(a, alpha, C, H, rank);        // H_s,slot[s] = alpha_s C_s
   B::accumulate(a, alpha, cH, rank, X);  // X_s += alpha_s H_s,slot[s]
   B::rotate(a, H, i, alpha, alpha);      // (H_i, H_i+1) <- (c H_i + s H_i+1, -s H_i + c H_i+1)
   // fn(first, n) for ranges that make up [0, i), perhaps at the same time; the second i says how
   // many numbers an item touches:
   B::in_blocks(i, i, detail::AnyBlockFunction{});
-  B::for_each(a, detail::AnySampleFunction{});  // fn(s): the small per-sample algebra
+  B::for_each(a, detail::AnySampleFunction{});   // fn(s): the small per-sample algebra
+  B::for_each_team(a, detail::AnySampleWork{});  // fn(s, team)
   { B::filter(a, detail::AnySamplePredicate{}, ids) } -> std::same_as<Samples>;  // keeps order
 };
 

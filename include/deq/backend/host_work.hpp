@@ -26,6 +26,24 @@ struct HostWork {
     }
   };
 
+  /// The one thread that works on a sample, as a team.
+  struct OneThread {
+    static constexpr int rank = 0;
+    template <class Body>
+    void for_each(Index n, Body&& body) const {
+      for (Index i = 0; i < n; ++i) body(i);
+    }
+    void sync() const {}
+  };
+  template <class Function>
+  static void for_each_team(Samples a, Function&& function) {
+    for (Index j = 0; j < a.count; ++j) function(a[j], OneThread{});
+  }
+  /// Its passes have nothing to count.
+  struct Arrivals {
+    void prepare(Index) {}
+  };
+
   static bool empty(Samples a) { return a.empty(); }
   template <class Work>
   static void repeat(const Samples& a, Work&& work) {

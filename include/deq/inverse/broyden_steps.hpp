@@ -30,10 +30,10 @@ namespace deq {
 ///     | Gram | (m + 1) x (m + 1) a sample | S^T S                   |
 ///     | rank | 1 a sample                 | factors = steps - 1     |
 ///
-/// Cost of an iteration with n steps: two passes over them, 2 n D numbers, and 7 D more: `residual`
-/// reads f, z, S and writes g; `advance` reads g, S, z and writes s, z. That is half the memory of
-/// the pairs. It needs unit steps, and when it is full it can restart or freeze: dropping the
-/// oldest factor is not what dropping a pair means.
+/// Cost of an iteration with n steps: two passes over them, 2 n D numbers, and 6 D more: `residual`
+/// reads f, z and S; `advance` reads f, z and S, writes s, z, and the old z where it is the best so
+/// far. That is half the memory of the pairs. It needs unit steps, and when it is full it can
+/// restart or freeze: dropping the oldest factor is not what dropping a pair means.
 ///
 /// Steps may be stored as `Stored` = Bfloat16, a half or a quarter of the memory and of the
 /// traffic. The step that is taken is the one that is stored, so it is known exactly; what is
@@ -50,6 +50,7 @@ class BroydenSteps {
   struct Workspace {
     Array<B> products, coefficients, scale, squared;
     Array<B, Index> used, slot;
+    typename B::Arrivals arrivals;
   };
 
   void prepare(Index dim, Index memory, Index count, Workspace& ws) {
@@ -62,6 +63,7 @@ class BroydenSteps {
     for (Array<B>* x : {&ws.products, &ws.coefficients}) x->resize(count * (memory + 1));
     for (Array<B>* x : {&ws.scale, &ws.squared}) x->resize(count);
     for (Array<B, Index>* x : {&ws.used, &ws.slot}) x->resize(count);
+    ws.arrivals.prepare(count);
   }
   void reset(Samples a) {
     Index* stored = stored_.data();
@@ -84,115 +86,135 @@ class BroydenSteps {
     product(a, x, y, scratch, Transposed{});
   }
 
-  /// g = f - z with its norms, and S^T g for `advance`.
-  void residual(Samples a, BatchView<const S> f, BatchView<const S> z, BatchView<S> g, S* g_squared,
-                S* f_squared, Workspace& ws) const {
-    B::residual(a, f, z, g, g_squared, f_squared, steps(), stored_.data(), ws.products.data());
+  /// The norms of f - z and f, and S^T (f - z) for `plan`.
+  template <class Then>
+  void residual(Samples a, const BroydenIteration<S>& it, Then then, Workspace& ws) const {
+    B::residual(a, it.f, it.z, BatchView<S>{}, it.g_squared, it.f_squared, steps(), stored_.data(),
+                ws.products.data(), ws.arrivals, then);
   }
 
-  /// The first step, z <- z + g, which `plan` has found to be that.
-  void begin(Samples a, BatchView<const S> g, BatchView<S>, BatchView<S> z, Workspace& ws) {
-    step(a, g, z, ws);
-  }
-  /// The next step, and with it the update, see QuasiNewtonInverse.
-  void advance(Samples a, WhenFull, BatchView<const S> g, BatchView<S>, BatchView<S> z, const S*,
-               bool*, Workspace& ws) {
-    step(a, g, z, ws);
-  }
-
- public:  // for nvcc, which accepts no device lambda in a private function
-  /// The coefficients c of the next step, and where it is kept. A vanishing denominator breaks the
-  /// chain of steps: H returns to -I. Overwrites S^T g with S^T (g - S c).
-  void plan(Samples a, WhenFull when_full, bool* skipped, Workspace& ws) {
-    const Index capacity = memory_ + 1;
-    S* products = ws.products.data();
-    S* coefficients = ws.coefficients.data();
-    S* scale = ws.scale.data();
-    const S* gram = gram_.data();
-    Index* used = ws.used.data();
-    Index* slot = ws.slot.data();
-    const Index* stored = stored_.data();
-
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      const Index n = stored[s];
-      const S* G = gram + s * capacity * capacity;
-      S* r = products + s * capacity;
-      S* c = coefficients + s * capacity;
-      bool full = n == capacity, safe = true;
-      used[s] = slot[s] = n;
-      scale[s] = 1;
-      if (n > 0) {
-        Forward{}(G, capacity, n, r, c);
-        // (1 + c_T+1) ||s_T||^2, where r holds S^T g - G c
-        const S newest = G[(n - 1) * (capacity + 1)], denominator = newest - r[n - 1];
-        safe = full || detail::safe_denominator(denominator, newest);
-        if (!full) scale[s] = newest / denominator;
-        if (full) slot[s] = -1;
-      }
-      if (!safe || (full && when_full == WhenFull::restart)) {
-        used[s] = slot[s] = 0;
-        scale[s] = 1;
-      }
-      for (Index i = 0; i < used[s]; ++i) c[i] *= -scale[s];
-      skipped[s] = !safe;
-    });
-  }
-  /// The step that has been planned.
-  void step(Samples a, BatchView<const S> g, BatchView<S> z, Workspace& ws) {
-    const Index capacity = memory_ + 1;
-    const S* products = ws.products.data();
-    S* coefficients = ws.coefficients.data();
-    S* scale = ws.scale.data();
-    S* squared = ws.squared.data();
-    S* gram = gram_.data();
-    Index* used = ws.used.data();
-    Index* slot = ws.slot.data();
-    Index* stored = stored_.data();
-    // s = scale (g - S c), z <- z + s
-    B::extend(a, steps(), used, coefficients, scale, g, slot, z, squared);
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      const Index n = slot[s];
-      if (n < 0) return;
-      S* G = gram + s * capacity * capacity;
-      for (Index i = 0; i < n; ++i)
-        G[i * capacity + n] = G[n * capacity + i] = scale[s] * products[s * capacity + i];
-      G[n * (capacity + 1)] = squared[s];
-      stored[s] = n + 1;
-    });
-  }
-
-  /// r -= factor row, n numbers, several of them read before one is written: a device's thread
-  /// waits for its loads together.
+  /// r -= factor row, n numbers.
+  template <class Team>
   DEQ_HOST_DEVICE static void subtract(S* __restrict__ r, S factor, const S* __restrict__ row,
-                                       Index n) {
-    constexpr int at_once = 8;
-    for (Index i = 0; i < n; i += at_once) {
-      S rest[at_once];
-      for (int k = 0; k < at_once; ++k) rest[k] = i + k < n ? r[i + k] - factor * row[i + k] : S(0);
-      for (int k = 0; k < at_once; ++k)
-        if (i + k < n) r[i + k] = rest[k];
-    }
+                                       Index n, const Team& team) {
+    team.for_each(n, [=](Index i) { r[i] -= factor * row[i]; });
+    team.sync();
   }
   /// The recurrence of H x for n steps: on entry r = S^T x, on return r = S^T (x - S c).
   struct Forward {
-    DEQ_HOST_DEVICE void operator()(const S* __restrict__ G, Index ld, Index n, S* __restrict__ r,
-                                    S* __restrict__ c) const {
-      c[0] = 0;
+    template <class Team>
+    DEQ_HOST_DEVICE void operator()(const S* G, Index ld, Index n, S* r, S* c,
+                                    const Team& team) const {
+      if (team.rank == 0) c[0] = 0;
       for (Index t = 0; t + 1 < n; ++t) {
-        const S next = c[t + 1] = -r[t] / G[t * (ld + 1)];
-        subtract(r, next, G + (t + 1) * ld, n);
+        const S next = -r[t] / G[t * (ld + 1)];
+        if (team.rank == 0) c[t + 1] = next;
+        team.sync();  // r_t has been read
+        subtract(r, next, G + (t + 1) * ld, n, team);
       }
     }
   };
   /// The same of H^T x, with the sign of c turned: H^T x = -x + S c.
   struct Transposed {
-    DEQ_HOST_DEVICE void operator()(const S* __restrict__ G, Index ld, Index n, S* __restrict__ r,
-                                    S* __restrict__ c) const {
-      c[n - 1] = 0;
+    template <class Team>
+    DEQ_HOST_DEVICE void operator()(const S* G, Index ld, Index n, S* r, S* c,
+                                    const Team& team) const {
+      if (team.rank == 0) c[n - 1] = 0;
       for (Index t = n - 2; t >= 0; --t) {
-        const S next = c[t] = -r[t + 1] / G[t * (ld + 1)];
-        subtract(r, next, G + t * ld, n);
+        const S next = -r[t + 1] / G[t * (ld + 1)];
+        if (team.rank == 0) c[t] = next;
+        team.sync();
+        subtract(r, next, G + t * ld, n, team);
       }
+    }
+  };
+
+  /// The coefficients c of a sample's next step, and where it is kept. A vanishing denominator
+  /// breaks the chain of steps: H returns to -I. Overwrites S^T g with S^T (g - S c).
+  struct Plan {
+    Index capacity;
+    WhenFull when_full;
+    const Index* stored;
+    const S* gram;
+    S *products, *coefficients, *scale;
+    Index *used, *slot;
+    bool* skipped;
+
+    template <class Team>
+    DEQ_HOST_DEVICE void operator()(Index s, bool learns, const Team& team) const {
+      const Index n = learns ? stored[s] : 0;
+      const S* G = gram + s * capacity * capacity;
+      S* r = products + s * capacity;
+      S* c = coefficients + s * capacity;
+      const bool full = n == capacity;
+      bool safe = true;
+      S factor = 1;
+      if (n > 0) {
+        Forward{}(G, capacity, n, r, c, team);
+        // (1 + c_T+1) ||s_T||^2, where r holds S^T g - G c
+        const S newest = G[(n - 1) * (capacity + 1)], denominator = newest - r[n - 1];
+        safe = full || detail::safe_denominator(denominator, newest);
+        if (!full) factor = newest / denominator;
+      }
+      const bool afresh = !safe || (full && when_full == WhenFull::restart);
+      if (afresh) factor = 1;
+      const Index use = afresh ? 0 : n;
+      team.for_each(use, [=](Index i) { c[i] *= -factor; });
+      if (team.rank > 0) return;
+      used[s] = use;
+      slot[s] = !learns || (full && !afresh) ? -1 : use;
+      scale[s] = learns ? factor : S(0);
+      skipped[s] = !safe;
+    }
+  };
+  Plan plan(const BroydenIteration<S>& it, Workspace& ws) const {
+    return {memory_ + 1,     it.when_full,       stored_.data(),
+            gram_.data(),    ws.products.data(), ws.coefficients.data(),
+            ws.scale.data(), ws.used.data(),     ws.slot.data(),
+            it.skipped};
+  }
+
+  /// The first step, z <- z + g, which `plan` has found to be that.
+  template <class Then>
+  void begin(Samples a, const BroydenIteration<S>& it, Then then, Workspace& ws) {
+    advance(a, it, then, ws);
+  }
+  /// The step that has been planned, s = scale (g - S c), and with it the update, see
+  /// QuasiNewtonInverse.
+  template <class Then>
+  void advance(Samples a, const BroydenIteration<S>& it, Then then, Workspace& ws) {
+    S* scale = ws.scale.data();
+    S* squared = ws.squared.data();
+    Index* slot = ws.slot.data();
+    B::step(a, steps(), ws.used.data(), ws.coefficients.data(), scale, it.f, slot, it.z, it.best,
+            it.improved, squared, ws.arrivals,
+            Keep<Then>{memory_ + 1, slot, ws.products.data(), scale, squared, gram_.data(),
+                       stored_.data(), then});
+  }
+  /// The step that has been made is one of the steps, its column one of the Gram matrix.
+  template <class Then>
+  struct Keep {
+    Index capacity;
+    const Index* slot;
+    const S *products, *scale, *squared;
+    S* gram;
+    Index* stored;
+    Then then;
+
+    template <class Team>
+    DEQ_HOST_DEVICE void operator()(Index s, const Team& team) const {
+      if (const Index n = slot[s]; n >= 0) {
+        S* G = gram + s * capacity * capacity;
+        const S* r = products + s * capacity;
+        const Index ld = capacity;
+        team.for_each(
+            n, [=, factor = scale[s]](Index i) { G[i * ld + n] = G[n * ld + i] = factor * r[i]; });
+        if (team.rank == 0) {
+          G[n * (ld + 1)] = squared[s];
+          stored[s] = n + 1;
+        }
+      }
+      then(s, team);
     }
   };
 
@@ -208,17 +230,28 @@ class BroydenSteps {
     });
   }
   template <class Recurrence>
+  struct OfSample {
+    Index capacity;
+    const Index* stored;
+    const S* gram;
+    S *r, *c;
+    Recurrence recurrence;
+
+    template <class Team>
+    DEQ_HOST_DEVICE void operator()(Index s, const Team& team) const {
+      if (stored[s] > 0)
+        recurrence(gram + s * capacity * capacity, capacity, stored[s], r + s * capacity,
+                   c + s * capacity, team);
+    }
+  };
+  template <class Recurrence>
   void product_of_block(Samples a, BatchView<const S> x, BatchView<S> y, S* r, S* c,
                         Recurrence recurrence) const {
     const Index capacity = memory_ + 1;
     const S* gram = gram_.data();
     const Index* stored = stored_.data();
     B::project(a, steps(), stored, x, r);
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      if (stored[s] > 0)
-        recurrence(gram + s * capacity * capacity, capacity, stored[s], r + s * capacity,
-                   c + s * capacity);
-    });
+    B::for_each_team(a, OfSample<Recurrence>{capacity, stored, gram, r, c, recurrence});
     B::combine(a, steps(), stored, c, S(-1), x, y);
   }
 

@@ -25,23 +25,6 @@ concept InverseJacobian = Backend<B> &&
   h.apply_transpose(a, x, y, scratch);
 };
 
-/// An inverse that Broyden's method can build, step by step: see LowRankPairs and BroydenSteps.
-///   prepare(dim, memory, count, ws)       memory for `count` samples
-///   residual(a, F, z, g, g2, f2, ws)      g = F - z (F compact), squared norms of g and F, and
-///                                         what the next two can learn of g in the same pass
-///   plan(a, when_full, skipped, ws)       once before each of the two below: what of them needs
-///                                         neither g nor z
-///   begin(a, g, d, z, ws)                 the first direction d = g
-///   advance(a, when_full, g, d, z, length, skipped, ws)
-///       after the step z += length_s d_s to a point with residual g: performs the rank-one update
-///       and replaces d by the next direction -H g; skipped_s tells, here or in `plan`, whether the
-///       update had to be left out
-/// The latter two move z by the new d unless z is empty. An inverse that keeps_direction itself has
-/// no use for the batch d. Only `prepare` allocates, and calls for different samples may be made at
-/// the same time.
-template <class H, class B>
-concept QuasiNewtonInverse = InverseJacobian<H, B> && H::is_quasi_newton;
-
 /// What happens when a limited memory of m pairs is full.
 enum class WhenFull {
   /// The new pair is formed with all m pairs, then the oldest is dropped: the paper's choice. H no
@@ -55,6 +38,38 @@ enum class WhenFull {
   /// H stays as it is.
   freeze,
 };
+
+/// What an inverse sees of one iteration of Broyden's method, for whole batches but f.
+template <class S>
+struct BroydenIteration {
+  BatchView<const S> f = {};  ///< f(z), compact
+  BatchView<S> z;
+  BatchView<S> g, d;         ///< f - z and the direction; empty if the inverse keeps_direction
+  BatchView<S> best;         ///< where z is put aside before it moves,
+  const bool* improved;      ///< for the samples where it is the best so far
+  bool moves;                ///< z moves by d; a line search does that itself
+  S *g_squared, *f_squared;  ///< ||g||^2, ||f||^2
+  const S* length;           ///< z has moved by length_s d_s to where it is
+  WhenFull when_full;
+  bool* skipped;         ///< whether the update had to be left out
+  Index* ids = nullptr;  ///< room for as many as there are samples at hand
+};
+
+/// An inverse that Broyden's method can build, step by step: see LowRankPairs and BroydenSteps. An
+/// iteration `it` is
+///   residual(a, it, then, ws)    g = f - z, its norms and those of f, and what `advance` can learn
+///                                of g in the same pass; then then(s, team), see BackendPrimitives
+///   plan(it, ws)                 a function plan(s, learns, team) of what the update and the step
+///                                need of sample s that needs neither g nor z; samples that do not
+///                                learn have finished, H stays as it is and z need not move
+///   begin(a, it, then, ws)       the first time: z is put aside, d = g, z <- z + d
+///   advance(a, it, then, ws)     after that: the rank-one update, z is put aside, d = -H g,
+///                                z <- z + d
+/// both of which end with then(s, team) for samples that learn, at least; then skipped_s tells
+/// whether the update had to be left out. Only prepare(dim, memory, count, ws) allocates, and calls
+/// for different samples may be made at the same time.
+template <class H, class B>
+concept QuasiNewtonInverse = InverseJacobian<H, B> && H::is_quasi_newton;
 
 /// Sample s of an inverse as a dense column-major D x D matrix, on the host: for tests. Costs D
 /// products.

@@ -45,6 +45,8 @@ class LowRankPairs {
   struct Workspace {
     Array<B> q, g_coefficients, d_coefficients, last_coefficients, numbers;
     Array<B, Index> used, slot;
+    Array<B, bool> learns;
+    typename B::Arrivals arrivals;
   };
 
   void prepare(Index dim, Index memory, Index count, Workspace& ws) {
@@ -60,6 +62,8 @@ class LowRankPairs {
       c->resize(count * memory);
     ws.numbers.resize(9 * count);
     for (Array<B, Index>* x : {&ws.used, &ws.slot}) x->resize(count);
+    ws.learns.resize(count);
+    ws.arrivals.prepare(count);
   }
   /// H = -I for the given samples.
   void reset(Samples a) {
@@ -88,31 +92,61 @@ class LowRankPairs {
   }
 
   /// g = f - z with its norms, and V^T g for `advance`.
-  void residual(Samples a, BatchView<const S> f, BatchView<const S> z, BatchView<S> g, S* g_squared,
-                S* f_squared, Workspace& ws) const {
-    B::residual(a, f, z, g, g_squared, f_squared, v(), rank_.data(), ws.g_coefficients.data());
+  template <class Then>
+  void residual(Samples a, const BroydenIteration<S>& it, Then then, Workspace& ws) const {
+    B::residual(a, it.f, it.z, it.g, it.g_squared, it.f_squared, v(), rank_.data(),
+                ws.g_coefficients.data(), ws.arrivals, then);
   }
-  /// Everything waits for `advance`.
-  void plan(Samples, WhenFull, bool*, Workspace&) {}
-  /// The first direction d = g, and z <- z + d unless z is empty.
-  void begin(Samples a, BatchView<const S> g, BatchView<S> d, BatchView<S> z, Workspace&) {
-    B::copy(a, g, d);
-    if (z.data) B::axpby(a, S(1), g, S(1), z);
+
+  /// Where the pair of this step is kept: nowhere if there is no memory, H is frozen or starts
+  /// afresh.
+  struct Plan {
+    Index memory;
+    WhenFull when_full;
+    Index *rank, *head, *used, *slot;
+    bool *learns, *skipped;
+
+    template <class Team>
+    DEQ_HOST_DEVICE void operator()(Index s, bool goes_on, const Team& team) const {
+      if (team.rank > 0) return;
+      const bool full = rank[s] == memory, restarts = when_full == WhenFull::restart;
+      slot[s] = memory == 0 || (full && (restarts || when_full == WhenFull::freeze)) ? -1 : head[s];
+      if (goes_on && full && restarts) rank[s] = head[s] = 0;
+      used[s] = slot[s] < 0 ? 0 : rank[s];
+      learns[s] = goes_on;
+      skipped[s] = false;
+    }
+  };
+  Plan plan(const BroydenIteration<S>& it, Workspace& ws) const {
+    return {memory_,        it.when_full,   rank_.data(),     head_.data(),
+            ws.used.data(), ws.slot.data(), ws.learns.data(), it.skipped};
   }
-  /// One Broyden update, see QuasiNewtonInverse. `g` is the new residual, `d` the direction of the
-  /// step just made with the given lengths; on return d = -H g, and z <- z + d unless z is empty.
-  /// skipped[s] tells whether the denominator vanished and the pair was left out (its slot then
-  /// holds zeros).
-  void advance(Samples a, WhenFull when_full, BatchView<const S> g, BatchView<S> d, BatchView<S> z,
-               const S* length, bool* skipped, Workspace& ws) {
-    update(a, when_full, g, d, length, skipped, ws);
-    if (z.data) B::axpby(a, S(1), BatchView<const S>(d), S(1), z);
+
+  /// The first direction d = g.
+  template <class Then>
+  void begin(Samples a, const BroydenIteration<S>& it, Then then, Workspace& ws) {
+    const Samples learning = put_aside(a, it, ws);
+    B::copy(learning, it.g, it.d);
+    move(learning, it, then);
+  }
+  /// One Broyden update, see QuasiNewtonInverse. If the denominator vanishes the pair is left out;
+  /// its slot then holds zeros.
+  template <class Then>
+  void advance(Samples a, const BroydenIteration<S>& it, Then then, Workspace& ws) {
+    const Samples learning = put_aside(a, it, ws);
+    update(learning, it.when_full, it.g, it.d, it.length, it.skipped, ws);
+    move(learning, it, then);
   }
 
  private:
   BasisView<S> u() const { return {u_.data(), dim_, memory_}; }
   BasisView<S> v() const { return {v_.data(), dim_, memory_}; }
 
+  template <class Then>
+  static void move(Samples a, const BroydenIteration<S>& it, Then then) {
+    if (it.moves) B::axpby(a, S(1), BatchView<const S>(it.d), S(1), it.z);
+    B::for_each_team(a, then);
+  }
   /// y = -x + right (left^T x); `coefficients` keeps left^T x.
   void product(Samples a, BasisView<const S> left, BasisView<const S> right, BatchView<const S> x,
                BatchView<S> y, Array<B>& coefficients) const {
@@ -125,6 +159,13 @@ class LowRankPairs {
   }
 
  public:  // for nvcc, which accepts no device lambda in a private function
+  /// The best iterates, before z moves. Returns who learns.
+  Samples put_aside(Samples a, const BroydenIteration<S>& it, Workspace& ws) {
+    B::copy(a, it.z, it.best, it.improved);
+    const bool* learns = ws.learns.data();
+    return B::filter(
+        a, [=] DEQ_HOST_DEVICE(Index s) { return learns[s]; }, it.ids);
+  }
   /// The numbers of one update, per sample.
   struct Scalars {
     S *dq, *dd;  // d . q, d . d
@@ -150,18 +191,10 @@ class LowRankPairs {
     Index* rank = rank_.data();
     Index* head = head_.data();
     Index* used = ws.used.data();
-    Index* slot = ws.slot.data();
+    const Index* slot = ws.slot.data();
     const Index memory = memory_;
     const bool drop_first = when_full == WhenFull::discard_oldest_first;
-    const bool keeps_all = when_full == WhenFull::freeze || when_full == WhenFull::restart;
 
-    // No slot for the new pair where there is no memory, H is frozen or starts afresh.
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      const bool full = rank[s] == memory;
-      slot[s] = memory == 0 || (full && keeps_all) ? -1 : head[s];
-      if (full && when_full == WhenFull::restart) rank[s] = head[s] = 0;
-      used[s] = slot[s] < 0 ? 0 : rank[s];
-    });
     // V^T g is there, and U^T d. What the oldest pair contributes to them is set apart where it has
     // to go before the new pair is formed: n.u_from_oldest holds v_0 . g_old, n.next_from_oldest
     // u_0 . d.
@@ -204,7 +237,7 @@ class LowRankPairs {
       for (Index i = 0; i < rank[s]; ++i) last[s * memory + i] = cg[s * memory + i];
       last[oldest] = safe ? length[s] * n.dq[s] : S(0);
     });
-    B::extend(a, v(), used, cd, n.keep_v, cd_batch, slot, BatchView<S>{}, n.dd);
+    B::extend(a, v(), used, cd, n.keep_v, cd_batch, slot);
     // d <- u, q <- H g without the oldest pair, then d <- -q - (v . g) u
     B::axpby(a, n.u_from_q, cq, n.u_from_d, d);
     B::accumulate(a, n.u_from_oldest, u(), head, d);

@@ -79,7 +79,7 @@ struct Anderson {
         const Samples learning =
             ws.monitor.learning(active, keep == KeepInverse::yes, ws.learning.data());
         remember<B>(learning, z, g, z_last, g_last, ws);
-        ws.monitor.count_skipped(learning, ws.skipped.data());
+        B::for_each_team(learning, ws.monitor.count_skipped(ws.skipped.data()));
       }
       active = ws.monitor.running(active);
     });

@@ -11,6 +11,39 @@
 
 namespace deq {
 
+namespace detail {
+/// What is done for a sample after the verdict on it: its next step is planned, if it goes on.
+template <class Plan>
+struct PlanSample {
+  Learns learns;
+  Plan plan;
+
+  template <class Team>
+  DEQ_HOST_DEVICE void operator()(Index s, const Team& team) const {
+    plan(s, learns(s), team);
+  }
+};
+/// The verdict and that, at once where each sample is judged `alone`; else others have to be heard
+/// in between.
+template <class Judge, class Plan>
+struct JudgeAndPlan {
+  bool alone;
+  Judge judge;
+  Plan plan;
+
+  template <class Team>
+  DEQ_HOST_DEVICE void operator()(Index s, const Team& team) const {
+    if (!alone) return;
+    judge(s, team);
+    plan(s, team);
+  }
+};
+template <class Plan>
+PlanSample(Learns, Plan) -> PlanSample<Plan>;
+template <class Judge, class Plan>
+JudgeAndPlan(bool, Judge, Plan) -> JudgeAndPlan<Judge, Plan>;
+}  // namespace detail
+
 /// Broyden's ("good") method for g(z) = f(z) - z = 0, each sample a problem of its own:
 ///
 ///     d = -H g(z),   z <- z + t d,   H <- rank-one update such that H dg = dz,   H_0 = -I
@@ -19,9 +52,10 @@ namespace deq {
 /// Comp. 19 (1965). t = 1 with FullStep. When a sample meets the tolerance at step k it leaves with
 /// k - 1 updates; when its budget ends, and the inverse is to be kept, with k.
 ///
-/// Storage: how H is kept, Pairs or StepsOnly. Cost: one evaluation of f a step, and what
-/// H::residual and H::advance cost; a block of samples takes both in turn, so that a basis which
-/// fits a near cache comes from memory once. Memory: the storage, and 6 D numbers a sample.
+/// Storage: how H is kept, Pairs or StepsOnly. Cost: one evaluation of f a step, and two passes,
+/// H::residual and H::advance, at the end of which each sample's small algebra is done; a block of
+/// samples takes both in turn, so that a basis which fits a near cache comes from memory once.
+/// Memory: the storage, and 6 D numbers a sample, 4 D where the inverse keeps the direction.
 template <class Storage = Pairs, class LineSearch = FullStep>
 struct Broyden {
   static_assert(!(Storage::needs_unit_steps && !std::is_same_v<LineSearch, FullStep>),
@@ -63,10 +97,8 @@ struct Broyden {
     validate();
     Inverse<B>& h = ws.inverse;
     h.prepare(z.dim, memory, z.count, ws.update);
-    const BatchView<S> g = ws.g.batch(z.dim, z.count);
-    const BatchView<S> d = ws.d.batch(z.dim, Inverse<B>::keeps_direction ? 0 : z.count);
-    // A line search moves z itself; a full step is made where the direction is formed.
-    const BatchView<S> moving = full_steps ? z : BatchView<S>{};
+    const Index vectors = Inverse<B>::keeps_direction ? 0 : z.count;
+    const BatchView<S> d = ws.d.batch(z.dim, vectors);
     ws.length.resize(z.count);
     ws.skipped.resize(z.count);
     ws.learning.resize(z.count);
@@ -75,27 +107,47 @@ struct Broyden {
     h.reset(active);
     B::fill(ws.length.data(), z.count, S(1));
 
+    BroydenIteration<S> iteration{
+        .z = z,
+        .g = ws.g.batch(z.dim, vectors),
+        .d = d,
+        .best = ws.monitor.best(),
+        .improved = ws.monitor.improved(),
+        .moves = full_steps,
+        .g_squared = ws.monitor.g_squared(),
+        .f_squared = ws.monitor.f_squared(),
+        .length = ws.length.data(),
+        .when_full = when_full,
+        .skipped = ws.skipped.data(),
+    };
+    const bool alone = ws.monitor.each_alone(observer);
+    const detail::JudgeAndPlan verdict{
+        alone, ws.monitor.judge_sample(1),
+        detail::PlanSample{ws.monitor.learns(keep == KeepInverse::yes),
+                           h.plan(iteration, ws.update)}};
+
     // What lies between two evaluations of f, for the n active samples from `first` on: the verdict
     // on the residual of f(z), and for those who go on the update of H and the next step.
     const auto between = [&](bool start, BatchView<const S> fz, Index first, Index n) {
       const Samples a{active.id + first, n};
-      h.residual(a, fz.columns(first, n), z, g, ws.monitor.g_squared(), ws.monitor.f_squared(),
-                 ws.update);
-      ws.monitor.verdict(a, 1, observer);
-      Samples learning;
-      B::side_by_side(2, [&](Index lane) {  // before z moves
-        if (lane == 0) return ws.monitor.put_best_aside(a, first, z);
-        learning = ws.monitor.learning(a, keep == KeepInverse::yes, ws.learning.data() + first);
-        h.plan(learning, when_full, ws.skipped.data(), ws.update);
-      });
-      if (start) return h.begin(learning, g, d, moving, ws.update);
-      h.advance(learning, when_full, g, d, moving, ws.length.data(), ws.skipped.data(), ws.update);
-      ws.monitor.count_skipped(learning, ws.skipped.data());
+      BroydenIteration<S> it = iteration;
+      it.f = fz.columns(first, n);
+      it.ids = ws.learning.data() + first;
+      h.residual(a, it, verdict, ws.update);
+      if (!alone) {
+        ws.monitor.verdict(a, 1, observer);
+        B::for_each_team(a, verdict.plan);
+      }
+      const auto count_skipped = ws.monitor.count_skipped(ws.skipped.data());
+      if (start)
+        h.begin(a, it, count_skipped, ws.update);
+      else
+        h.advance(a, it, count_skipped, ws.update);
     };
     Index steps = 0;
     const auto judge = [&](BatchView<const S> fz) {
       const auto part = [&](Index first, Index n) { between(steps == 0, fz, first, n); };
-      if (ws.monitor.each_alone(observer))
+      if (alone)
         B::in_blocks(active.count, z.dim * (std::min(steps, memory) + 4), part);
       else
         part(0, active.count);

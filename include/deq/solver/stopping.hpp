@@ -68,7 +68,6 @@ struct Progress {
   double first_absolute, first_relative;  ///< after the first step
   int judgements;                         ///< entries of the residual history
   bool started;                           ///< has been judged at the start
-  bool improved;                          ///< the current iterate is the best so far
 };
 
 /// Smallest and largest of the last `window` entries of a history.
@@ -86,8 +85,8 @@ DEQ_HOST_DEVICE inline Range range_of_last(const double* history, int length, in
 }
 
 /// Judges one sample, given the squared norms of g and f: at the start, then after so many more
-/// steps.
-DEQ_HOST_DEVICE inline void judge(const Stopping& rule, Progress& p, double* relative_history,
+/// steps. Returns whether the iterate is the best so far.
+DEQ_HOST_DEVICE inline bool judge(const Stopping& rule, Progress& p, double* relative_history,
                                   double* absolute_history, int steps, double g_squared,
                                   double f_squared) {
   const int k = p.started ? p.report.iterations + steps : 0;
@@ -113,8 +112,8 @@ DEQ_HOST_DEVICE inline void judge(const Stopping& rule, Progress& p, double* rel
        (rule.absolute_tolerance > 0 && p.absolute <= rule.absolute_tolerance));
   // Where f(z) tends to 0 an iterate can meet the absolute tolerance without the lowest relative
   // residual.
-  p.improved = k == 0 || converged || (finite && !(p.relative >= r.relative));
-  if (p.improved) {
+  const bool improved = k == 0 || converged || (finite && !(p.relative >= r.relative));
+  if (improved) {
     r.best_iteration = k;
     r.absolute = p.absolute;
     r.relative = p.relative;
@@ -136,7 +135,52 @@ DEQ_HOST_DEVICE inline void judge(const Stopping& rule, Progress& p, double* rel
         absolute.high < rule.stall_ratio * absolute.low)
       r.status = SolveStatus::stalled;
   }
+  return improved;
 }
+
+/// What is done for each sample once its norms are there, by a team of threads (see
+/// BackendPrimitives): the verdict on its residual.
+template <class S>
+struct JudgeSample {
+  Stopping rule;
+  int steps;
+  const S *g_squared, *f_squared;
+  Progress* progress;
+  double *relative_history, *absolute_history;
+  Index history_length;
+  bool* improved;
+
+  template <class Team>
+  DEQ_HOST_DEVICE void operator()(Index s, const Team& team) const {
+    if (team.rank == 0)
+      improved[s] = judge(rule, progress[s], relative_history + s * history_length,
+                          absolute_history + s * history_length, steps,
+                          static_cast<double>(g_squared[s]), static_cast<double>(f_squared[s]));
+    team.sync();
+  }
+};
+/// Whose inverse still changes after the verdict: who goes on, and if the inverse is to be kept,
+/// to_the_end, who has just spent his budget.
+struct Learns {
+  const Progress* progress;
+  bool to_the_end;
+
+  DEQ_HOST_DEVICE bool operator()(Index s) const {
+    const SolveStatus status = progress[s].report.status;
+    return status == SolveStatus::running ||
+           (to_the_end && status == SolveStatus::budget_exhausted);
+  }
+};
+/// Counts an update of the inverse that had to be left out, for the samples where skipped[s].
+struct CountSkipped {
+  Progress* progress;
+  const bool* skipped;
+
+  template <class Team>
+  DEQ_HOST_DEVICE void operator()(Index s, const Team& team) const {
+    if (team.rank == 0) progress[s].report.skipped_updates += skipped[s];
+  }
+};
 
 }  // namespace detail
 
@@ -203,6 +247,8 @@ class Monitor {
   Samples everybody() { return everybody_(count_); }
   S* g_squared() { return g_squared_.data(); }
   S* f_squared() { return f_squared_.data(); }
+  BatchView<S> best() { return {best_.data(), best_.size() / std::max<Index>(count_, 1), count_}; }
+  const bool* improved() const { return improved_.data(); }
 
   /// G = F - Z for the active samples (F compact), and the verdict on it.
   template <class Observer>
@@ -210,16 +256,16 @@ class Monitor {
              Observer&& observer) {
     B::residual(a, f, z, g, g_squared(), f_squared());
     verdict(a, steps, observer);
-    put_best_aside(a, 0, z);
+    B::copy(a, z, best(), improved());
   }
 
   /// What the stopping rule makes of the norms g_squared() and f_squared(), so many steps after the
   /// last verdict (the first is on the start): the observer is asked, whoever has finished gets his
-  /// status. Of samples that are judged `each_alone`, a few at a time may be, in any order.
+  /// status. Of samples that are judged `each_alone` it is judge_sample(steps), in any order.
   template <class Observer>
   void verdict(Samples a, int steps, Observer&& observer) {
     if (rule_.scope == Scope::batch) share_norms(a);
-    apply_rule(a, steps);
+    B::for_each_team(a, judge_sample(steps));
     if constexpr (!std::same_as<std::remove_cvref_t<Observer>, NoObserver> &&
                   SolveObserver<Observer>) {
       static_assert(!B::whole_batches,
@@ -236,27 +282,26 @@ class Monitor {
   }
   /// Those of the active samples that have not finished, the new active ones.
   Samples running(Samples a) { return learning(a, false, active_.data()); }
-
-  /// Those of the samples `a`, active before the verdict, whose inverse still changes: who goes on,
-  /// and if the inverse is to be kept, to_the_end, who has just spent his budget.
+  /// Those of the samples `a`, active before the verdict, whose inverse still changes.
   Samples learning(Samples a, bool to_the_end, Index* ids) const {
-    const Progress* progress = progress_.data();
-    return B::filter(
-        a,
-        [=] DEQ_HOST_DEVICE(Index s) {
-          const SolveStatus status = progress[s].report.status;
-          return status == SolveStatus::running ||
-                 (to_the_end && status == SolveStatus::budget_exhausted);
-        },
-        ids);
+    return B::filter(a, learns(to_the_end), ids);
   }
 
-  /// Counts an update of the inverse that had to be left out, for the samples where skipped[s].
-  void count_skipped(Samples a, const bool* skipped) {
-    Progress* progress = progress_.data();
-    B::for_each(a,
-                [=] DEQ_HOST_DEVICE(Index s) { progress[s].report.skipped_updates += skipped[s]; });
+  // What is done for each sample, by whoever has its norms.
+  detail::JudgeSample<S> judge_sample(int steps) {
+    return {rule_,
+            steps,
+            g_squared(),
+            f_squared(),
+            progress_.data(),
+            relative_history_.data(),
+            absolute_history_.data(),
+            history_length_,
+            improved_.data()};
   }
+  detail::Learns learns(bool to_the_end) const { return {progress_.data(), to_the_end}; }
+  detail::CountSkipped count_skipped(const bool* skipped) { return {progress_.data(), skipped}; }
+
   /// Counts evaluations of f that were not followed by a judgement (a line search, a Krylov cycle).
   void count_evaluations(Samples a, int n) {
     Progress* progress = progress_.data();
@@ -287,27 +332,6 @@ class Monitor {
 
  public:  // for nvcc, which accepts no device lambda in a private function, nor one where a type
           // of the caller's is a template argument
-  void apply_rule(Samples a, int steps) {
-    Progress* progress = progress_.data();
-    const S* gg = g_squared();
-    const S* ff = f_squared();
-    double* relative = relative_history_.data();
-    double* absolute = absolute_history_.data();
-    const Index stride = history_length_;
-    const Stopping rule = rule_;
-    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
-      detail::judge(rule, progress[s], relative + s * stride, absolute + s * stride, steps,
-                    static_cast<double>(gg[s]), static_cast<double>(ff[s]));
-    });
-  }
-  /// Keeps the iterates on which the last verdict was that they are the best so far; `a` are the
-  /// active samples from position `first` on.
-  void put_best_aside(Samples a, Index first, BatchView<const S> z) {
-    const Progress* progress = progress_.data();
-    const Samples improved = B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return progress[s].improved; }, improved_.data() + first);
-    B::copy(improved, z, {best_.data(), z.dim, count_});
-  }
   void stop(Samples a) {
     Progress* progress = progress_.data();
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
@@ -355,7 +379,8 @@ class Monitor {
   Array<B, Progress> progress_;
   Array<B, double> relative_history_, absolute_history_;
   Everybody<B> everybody_;
-  Array<B, Index> active_, improved_;
+  Array<B, Index> active_;
+  Array<B, bool> improved_;
 };
 
 /// Evaluates a map for the active samples of a whole batch: F is compact, and so is what f is

@@ -53,9 +53,11 @@ struct Cpu : HostWork {
       copy_numbers(compact.col(j) + first, whole.col(s) + first, n);
     });
   }
-  static void copy(Samples a, ConstView x, View y) {
+  static void copy(Samples a, ConstView x, View y) { copy(a, x, y, nullptr); }
+  /// Everywhere, if `where` is null.
+  static void copy(Samples a, ConstView x, View y, const bool* where) {
     over(a, x.dim, x.dim, [=](Index s, Index, Index first, Index n) {
-      copy_numbers(x.col(s) + first, y.col(s) + first, n);
+      if (!where || where[s]) copy_numbers(x.col(s) + first, y.col(s) + first, n);
     });
   }
 
@@ -106,11 +108,18 @@ struct Cpu : HostWork {
   template <class T>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
                        BasisView<T> h, const Index* rank, S* out) {
+    Arrivals none;
+    residual(a, f, z, g, g_squared, f_squared, h, rank, out, none, detail::AnySampleWork{});
+  }
+  template <class T, class Then>
+  static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
+                       BasisView<T> h, const Index* rank, S* out, Arrivals&, Then then) {
     sums_over(
         a, h.dim, h.dim * (h.capacity + 1), h.capacity + 2,
         [=](Index s, Index j, Index first, Index n, S* sums) {
+          S panel[detail::basis_panel];
           detail::in_panels(first, n, [&](Index start, Index size) {
-            S* const gs = g.col(s) + start;
+            S* const gs = g.data ? g.col(s) + start : panel;
             detail::subtract(f.col(j) + start, z.col(s) + start, gs, size, sums[0], sums[1]);
             detail::add_dots(BasisView<const T>(h), s, rank[s], start, size, gs, sums + 2);
           });
@@ -119,6 +128,7 @@ struct Cpu : HostWork {
           g_squared[s] = sums[0];
           f_squared[s] = sums[1];
           std::copy_n(sums + 2, rank[s], out + s * h.capacity);
+          then(s, OneThread{});
         });
   }
   template <class T>
@@ -136,25 +146,44 @@ struct Cpu : HostWork {
     };
     over(a, h.dim, h.dim * (h.capacity + 1), add_to_chunk, Direction::backward);
   }
-  template <class T>
-  static void extend(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
-                     const S* alpha, ConstView x, const Index* slot, View z, S* squared) {
-    sums_over(
-        a, h.dim, h.dim * (h.capacity + 1), 1,
-        [=](Index s, Index, Index from, Index count, S* sum) {
-          S y[detail::basis_panel];
+  static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
+                     ConstView x, const Index* slot) {
+    over(
+        a, h.dim, h.dim * (h.capacity + 1),
+        [=](Index s, Index, Index from, Index count) {
+          if (slot[s] < 0) return;
           detail::in_panels(from, count, [&](Index first, Index n) {
             const S* xs = x.col(s) + first;
+            S* y = h.vec(s, slot[s]) + first;
+            S sum[detail::basis_panel];  // y may be one of the vectors
             const S p = alpha[s];
-            for (Index i = 0; i < n; ++i) y[i] = p == S(0) ? S(0) : p * xs[i];
+            for (Index i = 0; i < n; ++i) sum[i] = p == S(0) ? S(0) : p * xs[i];
+            detail::add_combination(ConstBasis(h), s, rank[s], first, n,
+                                    coefficient + s * h.capacity, sum);
+            copy_numbers(sum, y, n);
+          });
+        },
+        Direction::backward);
+  }
+  template <class T, class Then>
+  static void step(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
+                   const S* alpha, ConstView f, const Index* slot, View z, View best,
+                   const bool* improved, S* squared, Arrivals&, Then then) {
+    sums_over(
+        a, h.dim, h.dim * (h.capacity + 1), 1,
+        [=](Index s, Index j, Index from, Index count, S* sum) {
+          S y[detail::basis_panel];
+          detail::in_panels(from, count, [&](Index first, Index n) {
+            const S* fs = f.col(j) + first;
+            S* zs = z.col(s) + first;
+            const S p = alpha[s];
+            for (Index i = 0; i < n; ++i) y[i] = p == S(0) ? S(0) : p * (fs[i] - zs[i]);
             detail::add_combination(BasisView<const T>(h), s, rank[s], first, n,
                                     coefficient + s * h.capacity, y);
             if constexpr (!std::is_same_v<S, T>)  // the vector is what is stored of it
               for (Index i = 0; i < n; ++i) y[i] = static_cast<S>(T(y[i]));
-            if (z.data) {
-              S* zs = z.col(s) + first;
-              for (Index i = 0; i < n; ++i) zs[i] += y[i];
-            }
+            if (improved[s]) copy_numbers(zs, best.col(s) + first, n);
+            for (Index i = 0; i < n; ++i) zs[i] += y[i];
             if (slot[s] >= 0) {
               T* hs = h.vec(s, slot[s]) + first;
               for (Index i = 0; i < n; ++i) hs[i] = T(y[i]);
@@ -162,7 +191,11 @@ struct Cpu : HostWork {
             *sum += detail::dot(y, y, n);
           });
         },
-        [=](Index s, const S* sum) { squared[s] = *sum; }, Direction::backward);
+        [=](Index s, const S* sum) {
+          squared[s] = *sum;
+          then(s, OneThread{});
+        },
+        Direction::backward);
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
     over(a, h.dim, h.dim, [=](Index s, Index, Index first, Index n) {

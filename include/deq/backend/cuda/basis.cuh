@@ -4,8 +4,10 @@
 // once a pass.
 #pragma once
 
+#include <type_traits>
+
 #include <deq/backend/cuda/chunk.cuh>
-#include <deq/backend/cuda/reduce.cuh>
+#include <deq/backend/cuda/team.cuh>
 
 namespace deq::cuda {
 
@@ -26,8 +28,9 @@ __device__ void for_each_vector(BasisView<const T> h, Index s, Index vectors, Us
 }
 
 // --- Sums over the numbers of each sample -------------------------------------------------------
-// Each chunk writes its part of `width` sums to a row of its own; a second, small kernel adds them
-// up.
+// Each chunk writes its part of `width` sums to a row of its own. Either a second, small kernel
+// adds them up, or the block that is the last of its sample to have done so, which then goes on
+// with what waits for the sums: no launch comes between a pass over a sample and its small algebra.
 
 template <class S, class Wanted, class Put>
 __global__ void add_chunks_kernel(Samples a, Index chunks, Index width, const S* part,
@@ -52,6 +55,86 @@ __device__ S* part_of_block(S* part, Index width) {
   return part + (static_cast<Index>(blockIdx.x) * gridDim.y + blockIdx.y) * width;
 }
 
+/// How many blocks of each sample have written their parts; none between two passes.
+class Arrivals {
+ public:
+  void prepare(Index samples) {
+    count_.resize(samples);
+    for_each_index(samples, [count = count_.data()] __device__(Index s) { count[s] = 0; });
+  }
+  unsigned* data() const { return count_.data(); }
+
+ private:
+  Array<PooledMemory, unsigned> count_;
+};
+
+/// Whether this block is the last of a sample's, and so sees what the others have written.
+__device__ inline bool is_last_to_arrive(unsigned* arrived) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicInc(arrived, gridDim.y - 1) == gridDim.y - 1;
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
+/// What a block does when it has written its part: the last of a sample's has put(s, k, sum) called
+/// for k < wanted, and then(s, team).
+template <class S, class Put, class Then>
+struct LastBlock {
+  unsigned* arrived;
+  const S* part;
+  Put put;
+  Then then;
+
+  __device__ void operator()(Index s, Index width, Index wanted) const {
+    if (!is_last_to_arrive(arrived + s)) return;
+    const S* const first = part + static_cast<Index>(blockIdx.x) * gridDim.y * width;
+    for (Index k = threadIdx.x; k < wanted; k += threads) {
+      S sum = 0;
+      for (Index c = 0; c < gridDim.y; ++c) sum += first[c * width + k];
+      put(s, k, sum);
+    }
+    __syncthreads();
+    if (threadIdx.x < warp_threads) then(s, Team<warp_threads>{static_cast<int>(threadIdx.x)});
+  }
+};
+struct Nothing {
+  __device__ void operator()(Index, Index, Index) const {}
+};
+
+/// The two ways, for a pass that hands each block's part to in_block(part)(s, width, wanted).
+template <class Put>
+struct AddedApart {
+  Put put;
+
+  template <class S>
+  Nothing in_block(const S*) const {
+    return {};
+  }
+  template <class S, class Wanted>
+  void finish(Samples a, Index dim, Index width, const S* part, Wanted wanted) const {
+    add_chunks<S>(a, dim, width, part, wanted, put);
+  }
+};
+template <class Put, class Then>
+struct AddedByLastBlock {
+  const Arrivals& arrivals;
+  Put put;
+  Then then;
+
+  template <class S>
+  LastBlock<S, Put, Then> in_block(const S* part) const {
+    return {arrivals.data(), part, put, then};
+  }
+  template <class S, class Wanted>
+  void finish(Samples, Index, Index, const S*, Wanted) const {}
+};
+template <class Put>
+AddedApart(Put) -> AddedApart<Put>;
+template <class Put, class Then>
+AddedByLastBlock(const Arrivals&, Put, Then) -> AddedByLastBlock<Put, Then>;
+
 // --- Products with the basis --------------------------------------------------------------------
 
 /// Sums that stand before the products with the basis in a row of parts: squared norms.
@@ -63,10 +146,10 @@ __device__ Index vectors_of(BasisView<const T> h, const Index* rank, Index s) {
   return rank ? rank[s] : h.capacity;
 }
 
-template <class S, int n, class T, class Op, class To, class... From>
+template <class S, int n, class T, class InBlock, class Op, class To, class... From>
 __global__ void __launch_bounds__(threads)
-    project_kernel(Samples a, BasisView<const T> h, const Index* rank, S* part, Op op, To to,
-                   From... from) {
+    project_kernel(Samples a, BasisView<const T> h, const Index* rank, S* part, InBlock in_block,
+                   Op op, To to, From... from) {
   const Index j = blockIdx.x, s = a[j];
   if (s < 0) return;
   constexpr int warps = threads / warp_threads;
@@ -97,80 +180,126 @@ __global__ void __launch_bounds__(threads)
     for (int w = 0; w < warps; ++w) sum += of_warp[w * width + k];
     row[k] = sum;
   }
+  in_block(s, width, norms + vectors);
 }
-/// out_s,i = h_s,i . x_s for i < rank_s (or all, if there are no ranks), x = op(norm, from...)
-/// number by number, which may add to two more sums; put(sample, k, sum) takes those. `to` keeps x.
-template <class S, class T, class Op, class Put, class To, class... From>
-void project(Samples a, BasisView<const T> h, const Index* rank, S* out, Put put, Op op, To to,
+/// The sums of x = op(norm, from...), number by number: op may add to the two norms, the products
+/// h_s,i . x_s, i < rank_s (or all, if there are no ranks), follow them. `to` keeps x.
+template <class S, class T, class Sums, class Op, class To, class... From>
+void project(Samples a, BasisView<const T> h, const Index* rank, const Sums& sums, Op op, To to,
              From... from) {
   const Index width = norms + h.capacity;
   const Scratch<S> part(a.count * divide_up(h.dim, chunk) * width);
   Grid grid = chunks_of(a, h.dim);
   grid.shared_bytes = static_cast<std::size_t>(threads / warp_threads * width) * sizeof(S);
+  const auto in_block = sums.in_block(static_cast<const S*>(part.data()));
   with_packs_of<chunk_pack>(
       h.dim,
       [&](auto n) {
-        launch(grid, project_kernel<S, n, T, Op, To, From...>, a, h, rank, part.data(), op, to,
-               from...);
+        launch(grid,
+               project_kernel<S, n, T, std::remove_const_t<decltype(in_block)>, Op, To, From...>, a,
+               h, rank, part.data(), in_block, op, to, from...);
       },
       h.data, to.data(), from.data()...);
-  add_chunks<S>(
-      a, h.dim, width, part.data(),
-      [=] __device__(Index s, Index k) { return k - norms < vectors_of(h, rank, s); },
-      [=] __device__(Index s, Index k, S sum) {
-        if (k < norms)
-          put(s, k, sum);
-        else
-          out[s * h.capacity + k - norms] = sum;
-      });
+  sums.finish(a, h.dim, width, static_cast<const S*>(part.data()),
+              [=] __device__(Index s, Index k) { return k - norms < vectors_of(h, rank, s); });
 }
+/// put(sample, k, sum): norms to where they are asked for, products to `out`.
+template <class S>
+struct PutProducts {
+  Index capacity;
+  S *out, *first_norm, *second_norm;
+  __device__ void operator()(Index s, Index k, S sum) const {
+    if (k >= norms)
+      out[s * capacity + k - norms] = sum;
+    else if (S* const norm = k == 0 ? first_norm : second_norm)
+      norm[s] = sum;
+  }
+};
 
 // --- Combinations of the basis ------------------------------------------------------------------
+
+/// y += sum_v c_v h_v, v < rank_s.
+template <class S, int n, class T>
+__device__ void add_combination(Chunk<S, n>& y, BasisView<const T> h, Index s, const Index* rank,
+                                const S* coefficient) {
+  const S* const c = coefficient + s * h.capacity;
+  for_each_vector<S, n>(h, s, rank[s], [&](Index v, const Chunk<T, n>& vector) {
+    for_each_number([cv = c[v]](S& sum, S number) { sum += cv * number; }, y, as<S>(vector));
+  });
+}
 
 template <class S, int n, class T, class Alpha, class To>
 __global__ void __launch_bounds__(threads)
     combine_kernel(Samples a, BasisView<const T> h, const Index* rank, const S* coefficient,
-                   Alpha alpha, BatchView<const S> x, To to, BatchView<S> moved, S* part) {
-  using Stored = typename To::Number;
+                   Alpha alpha, BatchView<const S> x, To to) {
   const Index j = blockIdx.x, s = a[j];
   if (s < 0) return;
-  const S* c = coefficient + s * h.capacity;
   Chunk<S, n> y =
       map_chunk<S>([&](S number) { return alpha(s, number); }, load_chunk<n>(x.col(s), h.dim));
-  for_each_vector<S, n>(h, s, rank[s], [&](Index v, const Chunk<T, n>& vector) {
-    for_each_number([cv = c[v]](S& sum, S number) { sum += cv * number; }, y, as<S>(vector));
-  });
-  const Chunk<Stored, n> stored = as<Stored>(y);
-  y = as<S>(stored);  // the vector is what is stored of it
-  S squared[1] = {};
-  for_each_number([&](S number) { squared[0] += number * number; }, y);
-  if (moved.data) {
-    for_each_number([](S& number, S before) { number += before; }, y,
-                    load_chunk<n>(moved.col(s), h.dim));
-    store_chunk(moved.col(s), h.dim, y);
-  }
-  store_chunk(to.column(s, j), h.dim, stored);
-  if (!part) return;
-  block_sum(squared);
-  if (threadIdx.x == 0) *part_of_block(part, 1) = squared[0];
+  add_combination(y, h, s, rank, coefficient);
+  store_chunk(to.column(s, j), h.dim, y);
 }
-/// y_s = alpha(s, x_s) + sum_v c_s,v h_s,v, v < rank_s, which `to` keeps; moved_s += y_s unless
-/// that is empty, squared_s = ||y_s||^2 unless that is null.
+/// alpha(s, x_s) + sum_v c_s,v h_s,v, v < rank_s, which `to` keeps.
 template <class S, class T, class Alpha, class To>
 void combine(Samples a, BasisView<const T> h, const Index* rank, const S* coefficient, Alpha alpha,
-             BatchView<const S> x, To to, BatchView<S> moved, S* squared) {
-  const Scratch<S> part(squared ? a.count * divide_up(h.dim, chunk) : 0);
+             BatchView<const S> x, To to) {
   with_packs_of<chunk_pack>(
       h.dim,
       [&](auto n) {
         launch(chunks_of(a, h.dim), combine_kernel<S, n, T, Alpha, To>, a, h, rank, coefficient,
-               alpha, x, to, moved, part.data());
+               alpha, x, to);
       },
-      h.data, x.data, to.data(), moved.data);
-  if (squared)
-    add_chunks<S>(
-        a, h.dim, 1, part.data(), [] __device__(Index, Index) { return true; },
-        [=] __device__(Index s, Index, S sum) { squared[s] = sum; });
+      h.data, x.data, to.data());
+}
+
+/// A step of Broyden's method, see Backend's `step`.
+template <class S, class T>
+struct Step {
+  BasisView<T> h;
+  const Index* rank;
+  const S *coefficient, *alpha;
+  BatchView<const S> f;
+  const Index* slot;
+  BatchView<S> z, best;
+  const bool* improved;
+};
+/// With so many blocks at a time a processor has enough on its way; without packs there are more
+/// addresses than registers for that.
+template <int n>
+inline constexpr int blocks_at_a_time = n == chunk_pack ? 4 : 1;
+template <class S, int n, class T, class InBlock>
+__global__ void __launch_bounds__(threads, blocks_at_a_time<n>)
+    step_kernel(Samples a, Step<S, T> step, S* part, InBlock in_block) {
+  const Index j = blockIdx.x, s = a[j], dim = step.h.dim;
+  if (s < 0) return;
+  const Chunk<S, n> before = load_chunk<n>(step.z.col(s), dim);
+  Chunk<S, n> y =
+      map_chunk<S>([alpha = step.alpha[s]](S of_f, S of_z) { return times(alpha, of_f - of_z); },
+                   load_chunk<n>(step.f.col(j), dim), before);
+  add_combination(y, BasisView<const T>(step.h), s, step.rank, step.coefficient);
+  const Chunk<T, n> stored = as<T>(y);
+  y = as<S>(stored);  // the vector is what is stored of it
+  S squared[1] = {};
+  for_each_number([&](S number) { squared[0] += number * number; }, y);
+  if (step.improved[s]) store_chunk(step.best.col(s), dim, before);
+  store_chunk(step.z.col(s), dim, map_chunk<S>([](S p, S q) { return p + q; }, before, y));
+  store_chunk(InSlot{step.h, step.slot}.column(s, j), dim, stored);
+  block_sum(squared);
+  if (threadIdx.x == 0) *part_of_block(part, 1) = squared[0];
+  in_block(s, 1, 1);
+}
+template <class S, class T, class Sums>
+void make_step(Samples a, const Step<S, T>& step, const Sums& sums) {
+  const Scratch<S> part(a.count * divide_up(step.h.dim, chunk));
+  const auto in_block = sums.in_block(static_cast<const S*>(part.data()));
+  with_packs_of<chunk_pack>(
+      step.h.dim,
+      [&](auto n) {
+        launch(chunks_of(a, step.h.dim),
+               step_kernel<S, n, T, std::remove_const_t<decltype(in_block)>>, a, step, part.data(),
+               in_block);
+      },
+      step.h.data, step.f.data, step.z.data, step.best.data);
 }
 
 /// (h_v, h_v+1) <- (c h_v + t h_v+1, c h_v+1 - t h_v), c and t the cosine and sine of the sample.

@@ -45,6 +45,10 @@ __device__ Chunk<X, n> load_chunk(const X* column, Index dim) {
   return x;
 }
 /// There may be no column.
+template <int n, class X>
+__device__ Chunk<X, n> load_chunk_if_any(const X* column, Index dim) {
+  return column ? load_chunk<n>(column, dim) : Chunk<X, n>{};
+}
 template <class X, int n>
 __device__ void store_chunk(X* column, Index dim, const Chunk<X, n>& x) {
   if (column) for_each_in_chunk<n>(dim, [&](Index i, int p) { store_pack(column + i, x.pack[p]); });
@@ -71,13 +75,27 @@ __device__ Chunk<S, n> map_chunk(Op&& op, const Chunk<X, n>&... x) {
   return y;
 }
 
+// --- One number from others, where a vector may be left out -------------------------------------
+
+/// p x + q y; 0 y is 0 even where y holds no number yet.
+template <class S>
+__device__ S axpby(S p, S x, S q, S y) {
+  return q == S(0) ? p * x : p * x + q * y;
+}
+/// p x; 0 x is 0 even where x is not finite: that is how a vector is left out.
+template <class S>
+__device__ S times(S p, S x) {
+  return p == S(0) ? S(0) : p * x;
+}
+
 // --- Where the column of sample s is, which is number j of those that are active ----------------
 
+/// Nowhere, if there is no batch.
 template <class X>
 struct Whole {
   using Number = X;
   BatchView<X> batch;
-  __device__ X* column(Index s, Index) const { return batch.col(s); }
+  __device__ X* column(Index s, Index) const { return batch.data ? batch.col(s) : nullptr; }
   const X* data() const { return batch.data; }
 };
 template <class X>
@@ -96,16 +114,20 @@ struct InSlot {
   }
   const X* data() const { return basis.data; }
 };
-/// There is none.
+/// Nowhere, if the sample's factor is 0: then it need not have been written.
 template <class X>
-struct Nowhere {
-  __device__ X* column(Index, Index) const { return nullptr; }
-  const X* data() const { return nullptr; }
+struct WhereNot0 {
+  BatchView<X> batch;
+  const X* factor;
+  __device__ X* column(Index s, Index) const { return factor[s] == X(0) ? nullptr : batch.col(s); }
+  const X* data() const { return batch.data; }
 };
 template <class X>
 Whole(BatchView<X>) -> Whole<X>;
 template <class X>
 Compact(BatchView<X>) -> Compact<X>;
+template <class X>
+WhereNot0(BatchView<X>, const X*) -> WhereNot0<X>;
 template <class X>
 InSlot(BasisView<X>, const Index*) -> InSlot<X>;
 
@@ -118,7 +140,7 @@ __global__ void __launch_bounds__(threads)
   if (s < 0 || !wanted(s)) return;
   const auto of_sample = [&](auto... x) { return op(s, x...); };
   store_chunk(to.column(s, j), dim,
-              map_chunk<S>(of_sample, load_chunk<n>(from.column(s, j), dim)...));
+              map_chunk<S>(of_sample, load_chunk_if_any<n>(from.column(s, j), dim)...));
 }
 /// to_s,i = op(s, from_s,i...) for the numbers i < dim of the samples that are wanted(s).
 template <class S, class Wanted, class Op, class To, class... From>

@@ -40,9 +40,7 @@ using CudaBf16 = Cuda<float, cuda::Bf16>;
   DEQ_KERNEL void Cuda<S>::residual(Samples, ConstView, ConstView, View, S*, S*, BasisView<T>,  \
                                     const Index*, S*);                                          \
   DEQ_KERNEL void Cuda<S>::combine(Samples, BasisView<T>, const Index*, const S*, S, ConstView, \
-                                   View);                                                       \
-  DEQ_KERNEL void Cuda<S>::extend(Samples, BasisView<T>, const Index*, const S*, const S*,      \
-                                  ConstView, const Index*, View, S*);
+                                   View);
 #define DEQ_COPIES(S, From, To) \
   DEQ_KERNEL void copy_strips(Cuda<S>, const StripGeometry&, const From*, To*, bool);
 #define DEQ_KERNELS_IN(S)                                                                        \

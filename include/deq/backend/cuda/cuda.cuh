@@ -15,17 +15,6 @@ namespace deq {
 
 namespace cuda {
 
-/// p x + q y; 0 y is 0 even where y holds no number yet.
-template <class S>
-__device__ S axpby(S p, S x, S q, S y) {
-  return q == S(0) ? p * x : p * x + q * y;
-}
-/// p x; 0 x is 0 even where x is not finite: that is how a vector is left out.
-template <class S>
-__device__ S times(S p, S x) {
-  return p == S(0) ? S(0) : p * x;
-}
-
 /// Gaussian elimination with row pivoting of a column-major matrix, by one block.
 template <class S>
 __global__ void __launch_bounds__(threads) solve_dense_kernel(Index n, S* matrix, S* rhs) {
@@ -120,6 +109,11 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   static void copy(Samples a, ConstView x, View y) {
     cuda::move_numbers<S>(a, x.dim, cuda::Whole{x}, cuda::Whole{y});
   }
+  static void copy(Samples a, ConstView x, View y, const bool* where) {
+    cuda::map_numbers_where<S>([=] __device__(Index s) { return where[s]; }, a, x.dim,
+                               [] __device__(Index, S number) { return number; }, cuda::Whole{y},
+                               cuda::Whole{x});
+  }
 
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared) {
     residual(a, f, z, g, g_squared, f_squared, ConstBasis{nullptr, z.dim, 0}, nullptr, nullptr);
@@ -130,29 +124,45 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   static void axpby(Samples a, S alpha, ConstView x, S beta, View y) {
     cuda::map_numbers<S>(
         a, x.dim, [=] __device__(Index, S p, S q) { return cuda::axpby(alpha, p, beta, q); },
-        cuda::Whole{y}, cuda::Whole{x}, cuda::Whole{y});
+        cuda::Whole{y}, cuda::Whole{x}, cuda::Whole{beta == S(0) ? View{} : y});
   }
   static void axpby(Samples a, const S* alpha, ConstView x, const S* beta, View y) {
     cuda::map_numbers<S>(
         a, x.dim,
         [=] __device__(Index s, S p, S q) { return cuda::axpby(alpha[s], p, beta[s], q); },
-        cuda::Whole{y}, cuda::Whole{x}, cuda::Whole{y});
+        cuda::Whole{y}, cuda::Whole{x}, cuda::WhereNot0{y, beta});
   }
 
   // A basis may be stored as S or as Bfloat16. With no ranks every sample has all of its vectors.
   template <class T>
   static void project(Samples a, BasisView<T> h, const Index* rank, ConstView x, S* out) {
     cuda::project<S>(
-        a, BasisView<const T>(h), rank, out, [] __device__(Index, Index, S) {},
-        [] __device__(S(&)[cuda::norms], S number) { return number; }, cuda::Nowhere<S>{},
+        a, BasisView<const T>(h), rank,
+        cuda::AddedApart{cuda::PutProducts<S>{h.capacity, out, nullptr, nullptr}},
+        [] __device__(S(&)[cuda::norms], S number) { return number; }, cuda::Whole{View{}},
         cuda::Whole{x});
   }
   template <class T>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
                        BasisView<T> h, const Index* rank, S* out) {
+    project_residual(a, f, z, g, h, rank,
+                     cuda::AddedApart{cuda::PutProducts<S>{h.capacity, out, g_squared, f_squared}});
+  }
+  using Arrivals = cuda::Arrivals;
+  template <class T, class Then>
+  static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
+                       BasisView<T> h, const Index* rank, S* out, const Arrivals& arrivals,
+                       Then then) {
+    project_residual(
+        a, f, z, g, h, rank,
+        cuda::AddedByLastBlock{arrivals,
+                               cuda::PutProducts<S>{h.capacity, out, g_squared, f_squared}, then});
+  }
+  template <class T, class Sums>
+  static void project_residual(Samples a, ConstView f, ConstView z, View g, BasisView<T> h,
+                               const Index* rank, const Sums& sums) {
     cuda::project<S>(
-        a, BasisView<const T>(h), rank, out,
-        [=] __device__(Index s, Index k, S sum) { (k == 0 ? g_squared : f_squared)[s] = sum; },
+        a, BasisView<const T>(h), rank, sums,
         [] __device__(S(&squared)[cuda::norms], S of_f, S of_z) {
           const S difference = of_f - of_z;
           squared[0] += difference * difference;
@@ -166,16 +176,22 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
                       ConstView x, View y) {
     cuda::combine<S>(
         a, BasisView<const T>(h), rank, coefficient,
-        [=] __device__(Index, S number) { return alpha * number; }, x, cuda::Whole{y}, View{},
-        static_cast<S*>(nullptr));
+        [=] __device__(Index, S number) { return alpha * number; }, x, cuda::Whole{y});
   }
-  template <class T>
-  static void extend(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
-                     const S* alpha, ConstView x, const Index* slot, View z, S* squared) {
+  static void extend(Samples a, Basis h, const Index* rank, const S* coefficient, const S* alpha,
+                     ConstView x, const Index* slot) {
     cuda::combine<S>(
-        a, BasisView<const T>(h), rank, coefficient,
+        a, ConstBasis(h), rank, coefficient,
         [=] __device__(Index s, S number) { return cuda::times(alpha[s], number); }, x,
-        cuda::InSlot{h, slot}, z, squared);
+        cuda::InSlot{h, slot});
+  }
+  template <class T, class Then>
+  static void step(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
+                   const S* alpha, ConstView f, const Index* slot, View z, View best,
+                   const bool* improved, S* squared, const Arrivals& arrivals, Then then) {
+    cuda::make_step(
+        a, cuda::Step<S, T>{h, rank, coefficient, alpha, f, slot, z, best, improved},
+        cuda::AddedByLastBlock{arrivals, cuda::PutProducts<S>{0, nullptr, squared, nullptr}, then});
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
     cuda::map_numbers<S>(
@@ -205,6 +221,13 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   static void for_each(Samples a, Function function) {
     cuda::for_each_sample(a.count, [=] __device__(Index j) {
       if (a[j] >= 0) function(a[j]);
+    });
+  }
+  template <class Function>
+  static void for_each_team(Samples a, Function function) {
+    using Team = cuda::Team<cuda::warp_threads>;
+    cuda::for_each_team<cuda::warp_threads>(a.count, [=] __device__(Index j, Team team) {
+      if (a[j] >= 0) function(a[j], team);
     });
   }
   template <class Predicate>

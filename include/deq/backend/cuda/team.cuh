@@ -17,6 +17,13 @@ struct Team {
   __device__ void for_each(Index n, Body body) const {
     for (Index i = rank; i < n; i += size) body(i);
   }
+  /// What one thread has written, all see after that.
+  __device__ void sync() const {
+    if constexpr (size == warp_threads)
+      __syncwarp();
+    else
+      __syncthreads();
+  }
   /// The sums of K numbers over the team, in every thread of it.
   template <int K, class S>
   __device__ void add(S (&v)[K]) const {

@@ -341,30 +341,34 @@ done
 
 # --- Sanitizers ------------------------------------------------------------------------------------
 
-# The one that takes long comes last.
-for tool in memcheck initcheck racecheck; do
-  for program in cuda_contract_test cuda_conv_test cuda_graph_test; do
-    name="$tool $program"
-    if [[ -z $sanitizer ]]; then
-      note "$name" skipped 0 'no compute-sanitizer'
-    elif [[ ! -x $build/$program ]]; then
-      note "$name" skipped 0 'was not built'
-    elif (($(left) < 25)); then
-      note "$name" skipped 0 'no time'
+# sanitize TOOL PROGRAM [TEST_CASES]
+sanitize() {
+  local name="$1 $2${3:+: $3}" code=0 start=$SECONDS
+  if [[ -z $sanitizer ]]; then
+    note "$name" skipped 0 'no compute-sanitizer'
+  elif [[ ! -x $build/$2 ]]; then
+    note "$name" skipped 0 'was not built'
+  elif (($(left) < 25)); then
+    note "$name" skipped 0 'no time'
+  else
+    DEQ_CUDA_MEMORY_APART=1 timeout -k 5 $(($(left) - 10)) "$sanitizer" --tool "$1" --error-exitcode 3 \
+      "$build/$2" ${3:+"--test-case=$3"} >"$(log_of "$name")" 2>&1 || code=$?
+    if ((code == 124 || code == 137)); then
+      note "$name" skipped $((SECONDS - start)) 'no time: it did not end'
+    elif grep -qi 'device not supported' "$(log_of "$name")"; then
+      note "$name" skipped $((SECONDS - start)) 'compute-sanitizer: device not supported'
     else
-      code=0 start=$SECONDS
-      DEQ_CUDA_MEMORY_APART=1 \
-        timeout -k 5 $(($(left) - 10)) "$sanitizer" --tool "$tool" --error-exitcode 3 "$build/$program" \
-        >"$(log_of "$name")" 2>&1 || code=$?
-      if ((code == 124 || code == 137)); then
-        note "$name" skipped $((SECONDS - start)) 'no time: it did not end'
-      elif grep -qi 'device not supported' "$(log_of "$name")"; then
-        note "$name" skipped $((SECONDS - start)) 'compute-sanitizer: device not supported'
-      else
-        judge "$name" "$code" $((SECONDS - start))
-      fi
+      judge "$name" "$code" $((SECONDS - start))
     fi
-  done
+  fi
+}
+# What takes long comes last: every convolution under racecheck, so a few of their tests go first.
+for tool in memcheck initcheck; do
+  for program in cuda_contract_test cuda_conv_test cuda_graph_test; do sanitize "$tool" "$program"; done
+done
+for program in cuda_contract_test cuda_graph_test; do sanitize racecheck "$program"; done
+for cases in 'A block takes several tiles*' 'Statistics taken*' '*stored as bfloat16*' '*and its gradients*'; do
+  sanitize racecheck cuda_conv_test "$cases"
 done
 
 # --- The table -------------------------------------------------------------------------------------

@@ -98,16 +98,14 @@ inline void passes(const Options& o, Report& report) {
       deq::Array<Plain, bool> improved(batch);
       const std::vector<char> yes(static_cast<std::size_t>(batch), 1);
       Plain::upload_bytes(improved.data(), yes.data(), yes.size());
-      Plain::Arrivals arrivals;
-      arrivals.prepare(batch);
       const deq::detail::AnySampleWork nothing;
       measure("broyden_residual" + name, (of_basis + 2) * size, [&] {
         Plain::residual(a, f.batch(), z.batch(), {}, squared.data(), f_squared.data(), h,
-                        rank.data(), out.data(), arrivals, nothing);
+                        rank.data(), out.data(), nothing);
       });
       measure("broyden_step" + name, (of_basis + kept + 4) * size, [&] {
         Plain::step(a, h, rank.data(), coefficient.data(), scale.data(), f.batch(), rank.data(),
-                    z.batch(), g.batch(), improved.data(), squared.data(), arrivals, nothing);
+                    z.batch(), g.batch(), improved.data(), squared.data(), nothing);
       });
     };
     broyden("", forward_iterations, 0.f);

@@ -431,8 +431,6 @@ TEST_CASE_TEMPLATE("A pass may do each sample's small algebra at its end", B,
   constexpr Index capacity = 40;  // more than a warp has threads
   Mirror<B, Index> ids(active), rank({0, 40, 0, 33, 0, 0});
   const Samples a{ids.data(), 3};
-  typename B::Arrivals arrivals;
-  arrivals.prepare(count);
   for (const Index dim : {1, 33, 5000, 13000}) {
     auto f = random_batch<B>(dim * 3, 6), z = random_batch<B>(dim * count, 7),
          h = random_batch<B>(dim * capacity * count, 11);
@@ -462,10 +460,10 @@ TEST_CASE_TEMPLATE("A pass may do each sample's small algebra at its end", B,
     B::residual(a, f.batch(dim), z.batch(dim), g.batch(dim), gg.data(), ff.data(), basis,
                 rank.data(), c.data());
     const std::vector<std::vector<S>> expected{gg.now(), ff.now(), c.now()};
-    for (const Index pass : {1, 2}) {  // nothing is left in `arrivals`
+    for (const Index pass : {1, 2}) {  // the first leaves nothing to the second
       B::fill(c.data(), capacity * count, S(0));
       B::residual(a, f.batch(dim), z.batch(dim), BatchView<S>{}, gg.data(), ff.data(), basis,
-                  rank.data(), c.data(), arrivals, remember);
+                  rank.data(), c.data(), remember);
       check(pass);
     }
     CHECK(gg.now() == expected[0]);
@@ -499,8 +497,6 @@ TEST_CASE_TEMPLATE("A step is kept and made, and the place before it may be put 
   using S = typename B::Scalar;
   Mirror<B, Index> ids(active);
   const Samples a{ids.data(), 3};
-  typename B::Arrivals arrivals;
-  arrivals.prepare(count);
   const std::vector<bool> improved{true, true, true, false, true, true};
   const Flags<B> where(improved);
   for (const Index dim : dims) {
@@ -517,7 +513,6 @@ TEST_CASE_TEMPLATE("A step is kept and made, and the place before it may be put 
     B::step(
         a, h.basis(dim, made.capacity), made.rank.data(), made.c.data(), made.alpha.data(),
         f.batch(dim), made.slot.data(), z.batch(dim), best.batch(dim), where.data(), squared.data(),
-        arrivals,
         Remember<S>{0, none.data(), squared.data(), nullptr, nullptr, seen.data(), calls.data()});
     const auto residual = [&](Index s, Index d) {
       const Index j = std::find(active.begin(), active.end(), s) - active.begin();
@@ -562,8 +557,6 @@ TEST_CASE_TEMPLATE("A basis may be stored as bfloat16", B, DEQ_CONTRACT_BACKENDS
     auto f = random_batch<B>(dim * 3, 71), z = random_batch<B>(dim * count, 72),
          alpha = numbers<B>({0, 0.7, 0, 1, 0, 0}), c = random_batch<B>(count * capacity, 73);
     const Flags<B> nowhere(std::vector<bool>(at(count), false));
-    typename B::Arrivals arrivals;
-    arrivals.prepare(count);
     const auto run = [&](auto basis) {
       auto g = random_batch<B>(dim * count, 74), moved = random_batch<B>(dim * count, 75),
            gg = random_batch<B>(count, 76), ff = random_batch<B>(count, 77),
@@ -574,7 +567,7 @@ TEST_CASE_TEMPLATE("A basis may be stored as bfloat16", B, DEQ_CONTRACT_BACKENDS
       B::project(a, basis, rank.data(), z.batch(dim), q.data());
       B::combine(a, basis, rank.data(), c.data(), S(-1), z.batch(dim), y.batch(dim));
       B::step(a, basis, rank.data(), c.data(), alpha.data(), f.batch(dim), slot.data(),
-              moved.batch(dim), BatchView<S>{}, nowhere.data(), yy.data(), arrivals,
+              moved.batch(dim), BatchView<S>{}, nowhere.data(), yy.data(),
               deq::detail::AnySampleWork{});
       return std::vector<std::vector<S>>{g.now(), gg.now(), ff.now(),    p.now(),
                                          q.now(), y.now(),  moved.now(), yy.now()};
@@ -746,14 +739,12 @@ TEST_CASE_TEMPLATE("Nobody active is nothing to do", B, DEQ_CONTRACT_BACKENDS) {
   B::residual(nobody, BatchView<const S>{}, BatchView<const S>{}, BatchView<S>{}, nullptr, nullptr,
               BasisView<const S>{}, nullptr, nullptr);
   B::copy(nobody, BatchView<const S>{}, BatchView<S>{}, nullptr);
-  typename B::Arrivals arrivals;
-  arrivals.prepare(0);
   const deq::detail::AnySampleWork then;
   B::residual(nobody, BatchView<const S>{}, BatchView<const S>{}, BatchView<S>{}, nullptr, nullptr,
-              BasisView<const S>{}, nullptr, nullptr, arrivals, then);
+              BasisView<const S>{}, nullptr, nullptr, then);
   B::extend(nobody, BasisView<S>{}, nullptr, nullptr, nullptr, BatchView<const S>{}, nullptr);
   B::step(nobody, BasisView<S>{}, nullptr, nullptr, nullptr, BatchView<const S>{}, nullptr,
-          BatchView<S>{}, BatchView<S>{}, nullptr, nullptr, arrivals, then);
+          BatchView<S>{}, BatchView<S>{}, nullptr, nullptr, then);
   B::for_each_team(nobody, then);
   B::rotate(nobody, BasisView<S>{}, 0, nullptr, nullptr);
   B::fill(nullptr, 0, S(1));
@@ -797,12 +788,10 @@ std::vector<typename B::Scalar> all_results(std::vector<Index> who, Index dim, I
               h.basis(dim, capacity), rank.data(), c.data());
   B::extend(a, h.basis(dim, capacity), rank.data(), c.data(), out.data() + 2 * samples,
             g.batch(dim), zero.data());
-  typename B::Arrivals arrivals;
-  arrivals.prepare(samples);
   const Flags<B> where(std::vector<bool>(at(samples), true));
   B::step(a, h.basis(dim, capacity), rank.data(), c.data(), out.data() + 2 * samples,
           packed.batch(dim), slot.data(), y.batch(dim), x.batch(dim), where.data(),
-          out.data() + 3 * samples, arrivals, deq::detail::AnySampleWork{});
+          out.data() + 3 * samples, deq::detail::AnySampleWork{});
   std::vector<S> results;
   for (const auto& part : {g.now(), out.now(), c.now(), y.now()})
     results.insert(results.end(), part.begin(), part.end());

@@ -115,7 +115,7 @@ struct NaiveBackend : deq::HostWork {
   }
   template <class T, class Then>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       deq::BasisView<T> h, const Index* rank, S* out, Arrivals&, Then then) {
+                       deq::BasisView<T> h, const Index* rank, S* out, Then then) {
     residual(a, f, z, g, g_squared, f_squared, h, rank, out);
     for_each_team(a, then);
   }
@@ -142,7 +142,7 @@ struct NaiveBackend : deq::HostWork {
   template <class T, class Then>
   static void step(Samples a, deq::BasisView<T> h, const Index* rank, const S* coefficient,
                    const S* alpha, ConstView f, const Index* slot, View z, View best,
-                   const bool* improved, S* squared, Arrivals&, Then then) {
+                   const bool* improved, S* squared, Then then) {
     for (Index j = 0; j < a.count; ++j) {
       const Index s = a[j];
       squared[s] = 0;

@@ -63,8 +63,7 @@ concept BackendMemory = requires(std::size_t bytes, void* p, const void* q) {
 /// in it that threads may share: all threads of the team make the call, team.for_each(n, body) has
 /// body(i) done once for each i, what one has written all see after team.sync(), and what is to be
 /// done once is for the thread whose team.rank is 0. A pass may do it last, then(s, team), as soon
-/// as the sample's sums are there; it counts its parts in `arrivals`, which is prepared for as many
-/// samples as the whole batch has, and which passes that may run at the same time do not share.
+/// as the sample's sums are there.
 template <class B>
 concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
                                      BatchView<const typename B::Scalar> C,
@@ -72,8 +71,7 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
                                      BasisView<const typename B::Scalar> cH,
                                      const typename B::Scalar* alpha, typename B::Scalar* out,
                                      const Index* rank, Index i, Index* ids, const bool* where,
-                                     typename B::Arrivals& arrivals, detail::AnySampleWork then,
-                                     typename B::Scalar value) {
+                                     detail::AnySampleWork then, typename B::Scalar value) {
   B::fill(out, i, value);             // out_0..i-1 = value
   B::gather(a, C, X);                 // compact <- whole: X_j = C_a[j]
   B::scatter(a, C, X);                // whole <- compact: X_a[j] = C_j
@@ -85,16 +83,15 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
   B::axpby(a, alpha, C, alpha, X);    // X_s = alpha_s C_s + beta_s X_s; 0 X_s is 0
   B::project(a, cH, rank, C, out);    // out_s,i = H_s,i . C_s, i < rank_s
   // residual and project of X_s in one pass; nothing is kept of X_s if X is empty:
-  arrivals.prepare(i);
   B::residual(a, C, C, X, out, out, cH, rank, out);
-  B::residual(a, C, C, X, out, out, cH, rank, out, arrivals, then);
+  B::residual(a, C, C, X, out, out, cH, rank, out, then);
   // X_s = value C_s + sum_i alpha_s,i H_s,i, i < rank_s:
   B::combine(a, cH, rank, alpha, value, C, X);
   // H_s,slot[s] = alpha_s C_s + sum_i alpha_s,i H_s,i, i < rank_s:
   B::extend(a, H, rank, alpha, alpha, C, rank);
   // y_s = alpha_s (F_j - Z_s) + sum_i alpha_s,i H_s,i, i < rank_s; H_s,slot[s] = y_s,
   // out_s = ||y_s||^2, X_s = Z_s where_s, and then Z_s += y_s:
-  B::step(a, H, rank, alpha, alpha, C, rank, X, X, where, out, arrivals, then);
+  B::step(a, H, rank, alpha, alpha, C, rank, X, X, where, out, then);
   B::store(a, alpha, C, H, rank);        // H_s,slot[s] = alpha_s C_s
   B::accumulate(a, alpha, cH, rank, X);  // X_s += alpha_s H_s,slot[s]
   B::rotate(a, H, i, alpha, alpha);      // (H_i, H_i+1) <- (c H_i + s H_i+1, -s H_i + c H_i+1)

@@ -39,10 +39,6 @@ struct HostWork {
   static void for_each_team(Samples a, Function&& function) {
     for (Index j = 0; j < a.count; ++j) function(a[j], OneThread{});
   }
-  /// Its passes have nothing to count.
-  struct Arrivals {
-    void prepare(Index) {}
-  };
 
   static bool empty(Samples a) { return a.empty(); }
   template <class Work>

@@ -50,7 +50,6 @@ class BroydenSteps {
   struct Workspace {
     Array<B> products, coefficients, scale, squared;
     Array<B, Index> used, slot;
-    typename B::Arrivals arrivals;
   };
 
   void prepare(Index dim, Index memory, Index count, Workspace& ws) {
@@ -63,7 +62,6 @@ class BroydenSteps {
     for (Array<B>* x : {&ws.products, &ws.coefficients}) x->resize(count * (memory + 1));
     for (Array<B>* x : {&ws.scale, &ws.squared}) x->resize(count);
     for (Array<B, Index>* x : {&ws.used, &ws.slot}) x->resize(count);
-    ws.arrivals.prepare(count);
   }
   void reset(Samples a) {
     Index* stored = stored_.data();
@@ -90,7 +88,7 @@ class BroydenSteps {
   template <class Then>
   void residual(Samples a, const BroydenIteration<S>& it, Then then, Workspace& ws) const {
     B::residual(a, it.f, it.z, BatchView<S>{}, it.g_squared, it.f_squared, steps(), stored_.data(),
-                ws.products.data(), ws.arrivals, then);
+                ws.products.data(), then);
   }
 
   /// r -= factor row, n numbers.
@@ -187,7 +185,7 @@ class BroydenSteps {
     S* squared = ws.squared.data();
     Index* slot = ws.slot.data();
     B::step(a, steps(), ws.used.data(), ws.coefficients.data(), scale, it.f, slot, it.z, it.best,
-            it.improved, squared, ws.arrivals,
+            it.improved, squared,
             Keep<Then>{memory_ + 1, slot, ws.products.data(), scale, squared, gram_.data(),
                        stored_.data(), then});
   }

@@ -46,7 +46,6 @@ class LowRankPairs {
     Array<B> q, g_coefficients, d_coefficients, last_coefficients, numbers;
     Array<B, Index> used, slot;
     Array<B, bool> learns;
-    typename B::Arrivals arrivals;
   };
 
   void prepare(Index dim, Index memory, Index count, Workspace& ws) {
@@ -63,7 +62,6 @@ class LowRankPairs {
     ws.numbers.resize(9 * count);
     for (Array<B, Index>* x : {&ws.used, &ws.slot}) x->resize(count);
     ws.learns.resize(count);
-    ws.arrivals.prepare(count);
   }
   /// H = -I for the given samples.
   void reset(Samples a) {
@@ -95,7 +93,7 @@ class LowRankPairs {
   template <class Then>
   void residual(Samples a, const BroydenIteration<S>& it, Then then, Workspace& ws) const {
     B::residual(a, it.f, it.z, it.g, it.g_squared, it.f_squared, v(), rank_.data(),
-                ws.g_coefficients.data(), ws.arrivals, then);
+                ws.g_coefficients.data(), then);
   }
 
   /// Where the pair of this step is kept: nowhere if there is no memory, H is frozen or starts

@@ -108,12 +108,11 @@ struct Cpu : HostWork {
   template <class T>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
                        BasisView<T> h, const Index* rank, S* out) {
-    Arrivals none;
-    residual(a, f, z, g, g_squared, f_squared, h, rank, out, none, detail::AnySampleWork{});
+    residual(a, f, z, g, g_squared, f_squared, h, rank, out, detail::AnySampleWork{});
   }
   template <class T, class Then>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       BasisView<T> h, const Index* rank, S* out, Arrivals&, Then then) {
+                       BasisView<T> h, const Index* rank, S* out, Then then) {
     sums_over(
         a, h.dim, h.dim * (h.capacity + 1), h.capacity + 2,
         [=](Index s, Index j, Index first, Index n, S* sums) {
@@ -168,7 +167,7 @@ struct Cpu : HostWork {
   template <class T, class Then>
   static void step(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
                    const S* alpha, ConstView f, const Index* slot, View z, View best,
-                   const bool* improved, S* squared, Arrivals&, Then then) {
+                   const bool* improved, S* squared, Then then) {
     sums_over(
         a, h.dim, h.dim * (h.capacity + 1), 1,
         [=](Index s, Index j, Index from, Index count, S* sum) {

@@ -55,19 +55,6 @@ __device__ S* part_of_block(S* part, Index width) {
   return part + (static_cast<Index>(blockIdx.x) * gridDim.y + blockIdx.y) * width;
 }
 
-/// How many blocks of each sample have written their parts; none between two passes.
-class Arrivals {
- public:
-  void prepare(Index samples) {
-    count_.resize(samples);
-    for_each_index(samples, [count = count_.data()] __device__(Index s) { count[s] = 0; });
-  }
-  unsigned* data() const { return count_.data(); }
-
- private:
-  Array<PooledMemory, unsigned> count_;
-};
-
 /// Whether this block is the last of a sample's, and so sees what the others have written.
 __device__ inline bool is_last_to_arrive(unsigned* arrived) {
   __shared__ bool last;
@@ -82,13 +69,13 @@ __device__ inline bool is_last_to_arrive(unsigned* arrived) {
 /// for k < wanted, and then(s, team).
 template <class S, class Put, class Then>
 struct LastBlock {
-  unsigned* arrived;
+  unsigned* arrived;  ///< blocks of each of the active samples, in turn
   const S* part;
   Put put;
   Then then;
 
   __device__ void operator()(Index s, Index width, Index wanted) const {
-    if (!is_last_to_arrive(arrived + s)) return;
+    if (!is_last_to_arrive(arrived + blockIdx.x)) return;
     const S* const first = part + static_cast<Index>(blockIdx.x) * gridDim.y * width;
     for (Index k = threadIdx.x; k < wanted; k += threads) {
       S sum = 0;
@@ -103,13 +90,14 @@ struct Nothing {
   __device__ void operator()(Index, Index, Index) const {}
 };
 
-/// The two ways, for a pass that hands each block's part to in_block(part)(s, width, wanted).
+/// The two ways, for a pass that says in_block(samples, part)(s, width, wanted) when a block has
+/// written its part.
 template <class Put>
 struct AddedApart {
   Put put;
 
   template <class S>
-  Nothing in_block(const S*) const {
+  Nothing in_block(Index, const S*) const {
     return {};
   }
   template <class S, class Wanted>
@@ -119,13 +107,12 @@ struct AddedApart {
 };
 template <class Put, class Then>
 struct AddedByLastBlock {
-  const Arrivals& arrivals;
   Put put;
   Then then;
 
   template <class S>
-  LastBlock<S, Put, Then> in_block(const S* part) const {
-    return {arrivals.data(), part, put, then};
+  LastBlock<S, Put, Then> in_block(Index samples, const S* part) const {
+    return {counters(samples), part, put, then};
   }
   template <class S, class Wanted>
   void finish(Samples, Index, Index, const S*, Wanted) const {}
@@ -133,7 +120,7 @@ struct AddedByLastBlock {
 template <class Put>
 AddedApart(Put) -> AddedApart<Put>;
 template <class Put, class Then>
-AddedByLastBlock(const Arrivals&, Put, Then) -> AddedByLastBlock<Put, Then>;
+AddedByLastBlock(Put, Then) -> AddedByLastBlock<Put, Then>;
 
 // --- Products with the basis --------------------------------------------------------------------
 
@@ -191,7 +178,7 @@ void project(Samples a, BasisView<const T> h, const Index* rank, const Sums& sum
   const Scratch<S> part(a.count * divide_up(h.dim, chunk) * width);
   Grid grid = chunks_of(a, h.dim);
   grid.shared_bytes = static_cast<std::size_t>(threads / warp_threads * width) * sizeof(S);
-  const auto in_block = sums.in_block(static_cast<const S*>(part.data()));
+  const auto in_block = sums.in_block(a.count, static_cast<const S*>(part.data()));
   with_packs_of<chunk_pack>(
       h.dim,
       [&](auto n) {
@@ -291,7 +278,7 @@ __global__ void __launch_bounds__(threads, blocks_at_a_time<n>)
 template <class S, class T, class Sums>
 void make_step(Samples a, const Step<S, T>& step, const Sums& sums) {
   const Scratch<S> part(a.count * divide_up(step.h.dim, chunk));
-  const auto in_block = sums.in_block(static_cast<const S*>(part.data()));
+  const auto in_block = sums.in_block(a.count, static_cast<const S*>(part.data()));
   with_packs_of<chunk_pack>(
       step.h.dim,
       [&](auto n) {

@@ -148,15 +148,12 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
     project_residual(a, f, z, g, h, rank,
                      cuda::AddedApart{cuda::PutProducts<S>{h.capacity, out, g_squared, f_squared}});
   }
-  using Arrivals = cuda::Arrivals;
   template <class T, class Then>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       BasisView<T> h, const Index* rank, S* out, const Arrivals& arrivals,
-                       Then then) {
+                       BasisView<T> h, const Index* rank, S* out, Then then) {
     project_residual(
         a, f, z, g, h, rank,
-        cuda::AddedByLastBlock{arrivals,
-                               cuda::PutProducts<S>{h.capacity, out, g_squared, f_squared}, then});
+        cuda::AddedByLastBlock{cuda::PutProducts<S>{h.capacity, out, g_squared, f_squared}, then});
   }
   template <class T, class Sums>
   static void project_residual(Samples a, ConstView f, ConstView z, View g, BasisView<T> h,
@@ -188,10 +185,10 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   template <class T, class Then>
   static void step(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
                    const S* alpha, ConstView f, const Index* slot, View z, View best,
-                   const bool* improved, S* squared, const Arrivals& arrivals, Then then) {
+                   const bool* improved, S* squared, Then then) {
     cuda::make_step(
         a, cuda::Step<S, T>{h, rank, coefficient, alpha, f, slot, z, best, improved},
-        cuda::AddedByLastBlock{arrivals, cuda::PutProducts<S>{0, nullptr, squared, nullptr}, then});
+        cuda::AddedByLastBlock{cuda::PutProducts<S>{0, nullptr, squared, nullptr}, then});
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
     cuda::map_numbers<S>(

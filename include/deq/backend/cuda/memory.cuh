@@ -16,6 +16,7 @@
 
 #include <deq/backend/cuda/ranges.hpp>
 #include <deq/backend/cuda/runtime.cuh>
+#include <deq/core/types.hpp>
 
 namespace deq::cuda {
 
@@ -132,6 +133,55 @@ class DevicePool {
   Ranges unused_;
 };
 
+/// Counters for kernels that count up to a limit, and then begin with 0 again: they are 0 for every
+/// launch that is given them.
+class Counters {
+ public:
+  Counters() = default;
+  ~Counters() {
+    for (unsigned* block : blocks_) cudaFree(block);
+  }
+  Counters(const Counters&) = delete;
+  Counters& operator=(const Counters&) = delete;
+
+  /// The same ones again, for launches that follow each other.
+  unsigned* first(std::size_t n) {
+    const std::lock_guard lock(mutex_);
+    if (blocks_.empty() || n > size_) grow(n);
+    return blocks_.back();
+  }
+  /// Nobody else's, for launches that may run at the same time as others.
+  unsigned* next(std::size_t n) {
+    const std::lock_guard lock(mutex_);
+    if (blocks_.empty() || used_ + n > size_) grow(n);
+    return blocks_.back() + std::exchange(used_, used_ + n);
+  }
+
+ private:
+  /// Earlier ones stay: work that uses them may be on its way.
+  void grow(std::size_t n) {
+    constexpr std::size_t least = 1 << 14;
+    n = std::max(n, least);
+    unsigned* block = nullptr;
+    check(cudaMalloc(&block, n * sizeof *block), "allocate counters");
+    blocks_.push_back(block);
+    size_ = n;
+    used_ = 0;
+    // In a stream of its own, since something may be recorded in the other.
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "create a stream");
+    const cudaError_t status = cudaMemsetAsync(block, 0, n * sizeof *block, stream);
+    const cudaError_t done = cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
+    check(status, "clear counters");
+    check(done, "wait for counters");
+  }
+
+  std::mutex mutex_;
+  std::vector<unsigned*> blocks_;
+  std::size_t size_ = 0, used_ = 0;  ///< of the last one
+};
+
 /// Works side by side, for others that go on with them; 0: none yet.
 struct Lanes {
   std::size_t first = 0;  ///< the number of lane 0, those of the others follow
@@ -238,6 +288,7 @@ class GraphMemory {
   }
   /// Of what was given out while recording.
   std::size_t bytes() const { return bytes_; }
+  Counters& counters() { return counters_; }
 
   /// Of the graph that this thread records; null if it records none.
   static GraphMemory*& recorded() {
@@ -258,6 +309,7 @@ class GraphMemory {
   Ranges untouched_;  ///< what of the unused has not been given out since the recording began
   std::size_t bytes_ = 0;
   Lane* lane_ = nullptr;
+  Counters counters_;
 };
 
 inline void DevicePool::release(void* block) noexcept {
@@ -272,6 +324,15 @@ inline void DevicePool::release(void* block) noexcept {
       .put(given_back.range);
   used_.erase(at);
   if (apart_) trim_locked();
+}
+
+/// n counters for the next launch, see Counters: of a graph, where launches may run side by side,
+/// each has its own.
+inline unsigned* counters(Index n) {
+  static Counters* const of_stream = new Counters;  // outlives every tensor
+  const auto size = static_cast<std::size_t>(n);
+  if (GraphMemory* const graph = GraphMemory::recorded()) return graph->counters().next(size);
+  return of_stream->first(size);
 }
 
 /// Where the backend's memory comes from.

@@ -25,14 +25,12 @@ void with_tile(const TilePlan& plan, Body&& body) {
 
 /// The outputs of one phase, from its packed weight.
 template <class A, class S, class X>
-void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, X> epilogue) {
-  const Segments segments(map.pixels());
-  const PackedWeight weight(map, A::numbers);
-  const SumPlan sum = parts_of_slices(map, weight);
-  const Index most_rows = Halo::rows(map), of_device = processors();
-  const TilePlan plan(segments.rows_of(map.samples), map.out_channels, of_device,
-                      most_rows > 0 ? most_rows : 128,
-                      most_rows > 0 && PackedWeight::may_be_wide(A::numbers), sum.parts);
+void convolve(const ConvPlan& plan, const X* x, const S* packed, ConvEpilogue<S, X> epilogue) {
+  const ImageMap& map = plan.map;
+  const Segments& segments = plan.segments;
+  const PackedWeight& weight = plan.weight;
+  const SumPlan& sum = plan.sum;
+  const TilePlan& tiles = plan.tiles;
   epilogue.packed = in_packs<8>(map.out_channels, epilogue.u, epilogue.parts.addend,
                                 epilogue.parts.bias, epilogue.parts.mask);
   epilogue.plain = !epilogue.parts.bias && !epilogue.parts.mask && !epilogue.parts.addend;
@@ -40,15 +38,15 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
     using T = Tile<A, rows, columns>;
     const auto* const words = reinterpret_cast<const typename T::Word*>(packed);
     const RowSet samples = RowSet::of(map.samples);
-    Grid grid{.x = plan.row_tiles, .y = plan.column_tiles, .shared_bytes = T::shared_bytes};
+    Grid grid{.x = tiles.row_tiles, .y = tiles.column_tiles, .shared_bytes = T::shared_bytes};
     const auto by_width = [&](auto width) {
       if constexpr (columns != TilePlan::wide)
-        if (most_rows == 0)
+        if (!weight.halo)
           return launch(grid, implicit_gemm_kernel<T, width, X>, map, segments, samples, x, words,
                         weight.depth, epilogue);
       const Halo halo(map, rows);
-      const Index tiles_a_block = sum.parts > 1 ? 1 : plan.tiles_a_block(of_device);
-      grid.y = divide_up(plan.column_tiles, tiles_a_block);
+      const Index tiles_a_block = sum.parts > 1 ? 1 : tiles.tiles_a_block(processors());
+      grid.y = divide_up(tiles.column_tiles, tiles_a_block);
       grid.z = sum.parts;
       const Scratch<S> parts(sum.parts > 1 ? sum.parts * grid.x * grid.y * part_size<T>() : 0);
       const auto with_taps = [&](auto taps) {
@@ -56,8 +54,8 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
         const auto start = [&](auto in_place) {
           launch(grid, halo_kernel<T, width, taps, in_place, X>, map, segments, halo, samples, x,
                  words, weight.slices(), static_cast<int>(sum.terms_a_part), weight.words_of_tile(),
-                 static_cast<int>(plan.column_tiles), static_cast<int>(tiles_a_block), parts.data(),
-                 epilogue);
+                 static_cast<int>(tiles.column_tiles), static_cast<int>(tiles_a_block),
+                 parts.data(), epilogue);
           if (parts.data())
             launch({.x = grid.x, .y = grid.y}, add_parts_kernel<T, X>, map, segments, samples,
                    parts.data(), static_cast<int>(sum.parts), epilogue);
@@ -73,10 +71,10 @@ void convolve(const ImageMap& map, const X* x, const S* packed, ConvEpilogue<S, 
     with_packs(map.channels, by_width, x);
   };
   if constexpr (PackedWeight::may_be_wide(A::numbers))
-    if (plan.columns == TilePlan::wide)
+    if (tiles.columns == TilePlan::wide)
       return by_tiles(std::integral_constant<int, 128>{},
                       std::integral_constant<int, TilePlan::wide>{});
-  with_tile(plan, by_tiles);
+  with_tile(tiles, by_tiles);
 }
 /// The convolution, or its transpose, of all of x with a packed weight. Phases do not wait for each
 /// other where that can be said, in a graph, unless they need memory for parts of sums.
@@ -84,18 +82,19 @@ template <class A, class S, class X>
 void convolve(const Conv2dGeometry& g, bool transposed, const X* x, const S* packed,
               const ConvEpilogue<S, X>& epilogue) {
   const int phases = ImageMap::phases(g, transposed);
+  const Index of_device = processors();
+  PoolVector<ConvPlan> plans;
   PoolVector<const S*> weights;
   bool in_parts = false;
   for (int phase = 0; phase < phases; ++phase) {
-    const ImageMap map(g, transposed, phase);
-    const PackedWeight weight(map, A::numbers);
+    const ConvPlan& plan = plans.emplace_back(g, transposed, phase, A::numbers, of_device);
     weights.push_back(packed);
-    packed += weight.words();
-    if (parts_of_slices(map, weight).parts > 1) in_parts = true;
+    packed += plan.weight.words();
+    in_parts |= plan.sum.parts > 1;
   }
   const auto one = [&](Index phase) {
-    convolve<A, S, X>(ImageMap(g, transposed, static_cast<int>(phase)), x,
-                      weights[static_cast<std::size_t>(phase)], epilogue);
+    const auto k = static_cast<std::size_t>(phase);
+    convolve<A, S, X>(plans[k], x, weights[k], epilogue);
   };
   Graph* const graph = Graph::recording();
   if (graph && phases > 1 && !in_parts) return graph->at_once(phases, one);

@@ -329,7 +329,8 @@ struct SumPlan {
 struct PackedWeight {
   static constexpr Index column_multiple = 64;
   int numbers;
-  bool halo;
+  int halo_rows;          ///< of the largest tile with a halo, see Halo::rows
+  bool halo;              ///< whether there is one
   Index channels;         ///< of a tap, padded with a halo
   Index depth;            ///< padded
   Index columns_of_tile;  ///< with a halo
@@ -337,11 +338,11 @@ struct PackedWeight {
 
   PackedWeight(const ImageMap& map, int numbers_of_word)
       : numbers(numbers_of_word),
-        halo(Halo::rows(map) > 0),
+        halo_rows(Halo::rows(map)),
+        halo(halo_rows > 0),
         channels(halo ? padded(map.channels, stage()) : map.channels),
         depth(padded(map.y.taps * map.x.taps * channels, stage())),
-        columns_of_tile(
-            TilePlan::columns_of(map.out_channels, Halo::rows(map), may_be_wide(numbers))),
+        columns_of_tile(TilePlan::columns_of(map.out_channels, halo_rows, may_be_wide(numbers))),
         columns(padded(map.out_channels, std::max(column_multiple, columns_of_tile))) {}
   /// Whether tiles with a halo may be: the numbers of a word have to leave room in registers for so
   /// many sums.
@@ -392,12 +393,32 @@ struct PackedWeight {
 /// large device: neither the samples nor the device change a sample's bits.
 inline SumPlan parts_of_slices(const ImageMap& map, const PackedWeight& weight) {
   constexpr Index samples = 128, processors = 132, least_taps = 90;
-  const Index taps = std::max(map.y.taps * map.x.taps, 1), tile_rows = std::max(Halo::rows(map), 1),
+  const Index taps = std::max(map.y.taps * map.x.taps, 1),
+              tile_rows = std::max(weight.halo_rows, 1),
               rows = Segments(map.pixels()).rows_of(samples);
   const Index tiles =
       (rows + tile_rows - 1) / tile_rows * (weight.columns / weight.columns_of_tile);
   return SumPlan(weight.halo ? weight.slices() : 0, tiles, processors,
                  (least_taps + taps - 1) / taps);
 }
+
+/// All of that, for one phase of a convolution or of its transpose.
+struct ConvPlan {
+  ImageMap map;
+  Segments segments;
+  PackedWeight weight;
+  SumPlan sum;
+  TilePlan tiles;
+
+  ConvPlan(const Conv2dGeometry& g, bool transpose, int phase, int numbers_of_word,
+           Index processors)
+      : map(g, transpose, phase),
+        segments(map.pixels()),
+        weight(map, numbers_of_word),
+        sum(parts_of_slices(map, weight)),
+        tiles(segments.rows_of(map.samples), map.out_channels, processors,
+              weight.halo ? weight.halo_rows : 128,
+              weight.halo && PackedWeight::may_be_wide(numbers_of_word), sum.parts) {}
+};
 
 }  // namespace deq::cuda

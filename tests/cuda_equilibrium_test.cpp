@@ -162,6 +162,56 @@ TEST_CASE("Every solver and every policy gives what it gives on the CPU") {
   check<S>("Unrolled", FixedPoint{.stopping = stopping}, Unrolled{3});
 }
 
+namespace {
+
+constexpr auto scaled = [](const auto& z, const auto& x) { return tanh(z * x + x); };
+
+/// Four samples of more numbers than a block has. Factors of z grow from sample to sample, and with
+/// them the number of steps; of the last one nothing stays finite.
+template <class B, class Solver>
+auto solve_long(const Solver& solver) {
+  using S = typename B::Scalar;
+  constexpr Index dim = 9000;
+  auto layer = equilibrium<Solver, Jfb>(scaled, solver);
+  std::vector<S> factors = random<B>({4, dim}, 1, 1).to_host();
+  for (Index i = 0; i < 4 * dim; ++i)
+    factors[static_cast<std::size_t>(i)] *= static_cast<S>(i / dim + 1) / 4;
+  factors.back() = std::numeric_limits<S>::quiet_NaN();
+  return layer.solve(random<B>({4, dim}, 2, 1), inputs(Tensor<B>({4, dim}, factors)));
+}
+template <class Solver>
+std::vector<SampleReport> compare_long(const Solver& solver) {
+  const auto device = solve_long<Cuda<double>>(solver);
+  const auto host = solve_long<Cpu<double>>(solver);
+  CHECK(relative_error(device.z.to_host(), host.z.to_host()) < 1e-9);
+  std::vector<SampleReport> samples;
+  for (std::size_t s = 0; s < 4; ++s) {
+    const SampleReport &here = device.report.samples[s], &there = host.report.samples[s];
+    CHECK(here.status == there.status);
+    CHECK(here.iterations == there.iterations);
+    CHECK(here.best_iteration == there.best_iteration);
+    samples.push_back(here);
+  }
+  return samples;
+}
+
+}  // namespace
+
+TEST_CASE("Samples of several blocks are judged alone or together as on the CPU") {
+  for (const Scope scope : {Scope::sample, Scope::batch})
+    for (const WhenFull when_full : {WhenFull::restart, WhenFull::freeze}) {
+      const Stopping stopping{.max_iterations = 12, .relative_tolerance = 1e-3, .scope = scope};
+      const auto samples = compare_long(
+          Broyden<StepsOnly>{.stopping = stopping, .memory = 3, .when_full = when_full});
+      compare_long(Broyden<>{.stopping = stopping, .memory = 3, .when_full = when_full});
+      CHECK(samples[3].status == SolveStatus::non_finite);
+      if (scope == Scope::sample) {
+        CHECK(samples[0].status == SolveStatus::converged);
+        CHECK(samples[0].iterations < samples[2].iterations);
+      }
+    }
+}
+
 TEST_CASE("In single precision as well") {
   using S = float;
   const Stopping stopping{.max_iterations = 25, .relative_tolerance = solved<S>};

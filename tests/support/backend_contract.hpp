@@ -36,7 +36,7 @@ class Mirror {
     B::upload_bytes(array_.data(), host_.data(), host_.size() * sizeof(T));
   }
   T* data() { return array_.data(); }
-  BatchView<T> batch(Index dim) { return {array_.data(), dim, array_.size() / dim}; }
+  BatchView<T> batch(Index dim) { return {array_.data(), dim, dim > 0 ? array_.size() / dim : 0}; }
   BasisView<T> basis(Index dim, Index capacity) { return {array_.data(), dim, capacity}; }
   /// The numbers as the backend has them now.
   std::vector<T> now() const {
@@ -412,7 +412,7 @@ TEST_CASE_TEMPLATE("The residual may be projected in the pass that forms it", B,
            c_apart = random_batch<B>(capacity * count, 10);
       const BasisView<const S> basis = h.basis(dim, capacity);
       B::residual(a, f.batch(dim), z.batch(dim), g.batch(dim), norms.data(), norms.data() + count,
-                  basis, rank.data(), c.data());
+                  basis, rank.data(), c.data(), deq::detail::AnySampleWork{});
       B::residual(a, f.batch(dim), z.batch(dim), g_apart.batch(dim), norms_apart.data(),
                   norms_apart.data() + count);
       B::project(a, basis, rank.data(), g_apart.batch(dim), c_apart.data());
@@ -425,13 +425,16 @@ TEST_CASE_TEMPLATE("The residual may be projected in the pass that forms it", B,
   }
 }
 
-TEST_CASE_TEMPLATE("A pass may do each sample's small algebra at its end", B,
-                   DEQ_CONTRACT_BACKENDS) {
+namespace {
+
+/// A pass that does each sample's small algebra at its end.
+template <class B>
+void check_small_algebra() {
   using S = typename B::Scalar;
   constexpr Index capacity = 40;  // more than a warp has threads
   Mirror<B, Index> ids(active), rank({0, 40, 0, 33, 0, 0});
   const Samples a{ids.data(), 3};
-  for (const Index dim : {1, 33, 5000, 13000}) {
+  for (const Index dim : {0, 1, 33, 5000, 13000}) {
     auto f = random_batch<B>(dim * 3, 6), z = random_batch<B>(dim * count, 7),
          h = random_batch<B>(dim * capacity * count, 11);
     auto gg = random_batch<B>(count, 12), ff = random_batch<B>(count, 13);
@@ -458,7 +461,7 @@ TEST_CASE_TEMPLATE("A pass may do each sample's small algebra at its end", B,
     const BasisView<const S> basis = h.basis(dim, capacity);
     auto g = random_batch<B>(dim * count, 8);
     B::residual(a, f.batch(dim), z.batch(dim), g.batch(dim), gg.data(), ff.data(), basis,
-                rank.data(), c.data());
+                rank.data(), c.data(), deq::detail::AnySampleWork{});
     const std::vector<std::vector<S>> expected{gg.now(), ff.now(), c.now()};
     for (const Index pass : {1, 2}) {  // the first leaves nothing to the second
       B::fill(c.data(), capacity * count, S(0));
@@ -474,6 +477,13 @@ TEST_CASE_TEMPLATE("A pass may do each sample's small algebra at its end", B,
     B::for_each_team(a, remember);
     check(3);
   }
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("A pass may do each sample's small algebra at its end", B,
+                   DEQ_CONTRACT_BACKENDS) {
+  check_small_algebra<B>();
 }
 
 TEST_CASE_TEMPLATE("Extend forms a new vector and keeps it", B, DEQ_CONTRACT_BACKENDS) {
@@ -563,7 +573,7 @@ TEST_CASE_TEMPLATE("A basis may be stored as bfloat16", B, DEQ_CONTRACT_BACKENDS
            p = random_batch<B>(count * capacity, 78), q = random_batch<B>(count * capacity, 79),
            y = random_batch<B>(dim * count, 80), yy = random_batch<B>(count, 81);
       B::residual(a, f.batch(dim), z.batch(dim), g.batch(dim), gg.data(), ff.data(), basis,
-                  rank.data(), p.data());
+                  rank.data(), p.data(), deq::detail::AnySampleWork{});
       B::project(a, basis, rank.data(), z.batch(dim), q.data());
       B::combine(a, basis, rank.data(), c.data(), S(-1), z.batch(dim), y.batch(dim));
       B::step(a, basis, rank.data(), c.data(), alpha.data(), f.batch(dim), slot.data(),
@@ -736,8 +746,6 @@ TEST_CASE_TEMPLATE("Nobody active is nothing to do", B, DEQ_CONTRACT_BACKENDS) {
   B::project(nobody, BasisView<const S>{}, nullptr, BatchView<const S>{}, nullptr);
   B::combine(nobody, BasisView<const S>{}, nullptr, nullptr, S(1), BatchView<const S>{},
              BatchView<S>{});
-  B::residual(nobody, BatchView<const S>{}, BatchView<const S>{}, BatchView<S>{}, nullptr, nullptr,
-              BasisView<const S>{}, nullptr, nullptr);
   B::copy(nobody, BatchView<const S>{}, BatchView<S>{}, nullptr);
   const deq::detail::AnySampleWork then;
   B::residual(nobody, BatchView<const S>{}, BatchView<const S>{}, BatchView<S>{}, nullptr, nullptr,
@@ -785,7 +793,7 @@ std::vector<typename B::Scalar> all_results(std::vector<Index> who, Index dim, I
   B::combine(a, h.basis(dim, capacity), rank.data(), c.data(), S(1),
              BatchView<const S>(y.batch(dim)), y.batch(dim));
   B::residual(a, packed.batch(dim), x.batch(dim), g.batch(dim), out.data(), out.data() + samples,
-              h.basis(dim, capacity), rank.data(), c.data());
+              h.basis(dim, capacity), rank.data(), c.data(), deq::detail::AnySampleWork{});
   B::extend(a, h.basis(dim, capacity), rank.data(), c.data(), out.data() + 2 * samples,
             g.batch(dim), zero.data());
   const Flags<B> where(std::vector<bool>(at(samples), true));
@@ -793,7 +801,7 @@ std::vector<typename B::Scalar> all_results(std::vector<Index> who, Index dim, I
           packed.batch(dim), slot.data(), y.batch(dim), x.batch(dim), where.data(),
           out.data() + 3 * samples, deq::detail::AnySampleWork{});
   std::vector<S> results;
-  for (const auto& part : {g.now(), out.now(), c.now(), y.now()})
+  for (const auto& part : {g.now(), out.now(), c.now(), y.now(), x.now(), h.now()})
     results.insert(results.end(), part.begin(), part.end());
   return results;
 }
@@ -809,7 +817,10 @@ std::vector<S> of_sample(const std::vector<S>& all, Index s, Index dim, Index sa
   p += 5 * samples;
   mine.insert(mine.end(), p + 3 * s, p + 3 * s + 3);
   p += 3 * samples;
-  mine.insert(mine.end(), p + s * dim, p + (s + 1) * dim);
+  for (const Index size : {dim, dim, 3 * dim}) {
+    mine.insert(mine.end(), p + s * size, p + (s + 1) * size);
+    p += size * samples;
+  }
   return mine;
 }
 

@@ -102,9 +102,9 @@ struct NaiveBackend : deq::HostWork {
       for (Index i = 0; i < rank[a[j]]; ++i)
         out[a[j] * h.capacity + i] = dot(h.vec(a[j], i), x.col(a[j]), h.dim);
   }
-  template <class T>
+  template <class T, class Then>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       deq::BasisView<T> h, const Index* rank, S* out) {
+                       deq::BasisView<T> h, const Index* rank, S* out, Then then) {
     std::vector<S> apart;  // where none is asked for
     if (!g.data) {
       apart.resize(static_cast<std::size_t>(z.dim * z.count));
@@ -112,11 +112,6 @@ struct NaiveBackend : deq::HostWork {
     }
     residual(a, f, z, g, g_squared, f_squared);
     project(a, h, rank, g, out);
-  }
-  template <class T, class Then>
-  static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       deq::BasisView<T> h, const Index* rank, S* out, Then then) {
-    residual(a, f, z, g, g_squared, f_squared, h, rank, out);
     for_each_team(a, then);
   }
   template <class T>

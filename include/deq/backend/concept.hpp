@@ -83,7 +83,6 @@ concept BackendPrimitives = requires(Samples a, BatchView<typename B::Scalar> X,
   B::axpby(a, alpha, C, alpha, X);    // X_s = alpha_s C_s + beta_s X_s; 0 X_s is 0
   B::project(a, cH, rank, C, out);    // out_s,i = H_s,i . C_s, i < rank_s
   // residual and project of X_s in one pass; nothing is kept of X_s if X is empty:
-  B::residual(a, C, C, X, out, out, cH, rank, out);
   B::residual(a, C, C, X, out, out, cH, rank, out, then);
   // X_s = value C_s + sum_i alpha_s,i H_s,i, i < rank_s:
   B::combine(a, cH, rank, alpha, value, C, X);

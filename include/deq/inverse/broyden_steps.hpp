@@ -93,8 +93,7 @@ class BroydenSteps {
 
   /// r -= factor row, n numbers.
   template <class Team>
-  DEQ_HOST_DEVICE static void subtract(S* __restrict__ r, S factor, const S* __restrict__ row,
-                                       Index n, const Team& team) {
+  DEQ_HOST_DEVICE static void subtract(S* r, S factor, const S* row, Index n, const Team& team) {
     team.for_each(n, [=](Index i) { r[i] -= factor * row[i]; });
     team.sync();
   }

@@ -45,7 +45,7 @@ class LowRankPairs {
   struct Workspace {
     Array<B> q, g_coefficients, d_coefficients, last_coefficients, numbers;
     Array<B, Index> used, slot;
-    Array<B, bool> learns;
+    Array<B, bool> learning;
   };
 
   void prepare(Index dim, Index memory, Index count, Workspace& ws) {
@@ -61,7 +61,7 @@ class LowRankPairs {
       c->resize(count * memory);
     ws.numbers.resize(9 * count);
     for (Array<B, Index>* x : {&ws.used, &ws.slot}) x->resize(count);
-    ws.learns.resize(count);
+    ws.learning.resize(count);
   }
   /// H = -I for the given samples.
   void reset(Samples a) {
@@ -102,22 +102,22 @@ class LowRankPairs {
     Index memory;
     WhenFull when_full;
     Index *rank, *head, *used, *slot;
-    bool *learns, *skipped;
+    bool *learning, *skipped;
 
     template <class Team>
-    DEQ_HOST_DEVICE void operator()(Index s, bool goes_on, const Team& team) const {
+    DEQ_HOST_DEVICE void operator()(Index s, bool learns, const Team& team) const {
       if (team.rank > 0) return;
       const bool full = rank[s] == memory, restarts = when_full == WhenFull::restart;
       slot[s] = memory == 0 || (full && (restarts || when_full == WhenFull::freeze)) ? -1 : head[s];
-      if (goes_on && full && restarts) rank[s] = head[s] = 0;
+      if (learns && full && restarts) rank[s] = head[s] = 0;
       used[s] = slot[s] < 0 ? 0 : rank[s];
-      learns[s] = goes_on;
+      learning[s] = learns;
       skipped[s] = false;
     }
   };
   Plan plan(const BroydenIteration<S>& it, Workspace& ws) const {
-    return {memory_,        it.when_full,   rank_.data(),     head_.data(),
-            ws.used.data(), ws.slot.data(), ws.learns.data(), it.skipped};
+    return {memory_,        it.when_full,   rank_.data(),       head_.data(),
+            ws.used.data(), ws.slot.data(), ws.learning.data(), it.skipped};
   }
 
   /// The first direction d = g.
@@ -160,9 +160,9 @@ class LowRankPairs {
   /// The best iterates, before z moves. Returns who learns.
   Samples put_aside(Samples a, const BroydenIteration<S>& it, Workspace& ws) {
     B::copy(a, it.z, it.best, it.improved);
-    const bool* learns = ws.learns.data();
+    const bool* learning = ws.learning.data();
     return B::filter(
-        a, [=] DEQ_HOST_DEVICE(Index s) { return learns[s]; }, it.ids);
+        a, [=] DEQ_HOST_DEVICE(Index s) { return learning[s]; }, it.ids);
   }
   /// The numbers of one update, per sample.
   struct Scalars {

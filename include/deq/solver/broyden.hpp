@@ -55,7 +55,7 @@ JudgeAndPlan(bool, Judge, Plan) -> JudgeAndPlan<Judge, Plan>;
 /// Storage: how H is kept, Pairs or StepsOnly. Cost: one evaluation of f a step, and two passes,
 /// H::residual and H::advance, at the end of which each sample's small algebra is done; a block of
 /// samples takes both in turn, so that a basis which fits a near cache comes from memory once.
-/// Memory: the storage, and 6 D numbers a sample, 4 D where the inverse keeps the direction.
+/// Memory: the storage, and 6 D numbers a sample, 3 D where the inverse keeps the direction.
 template <class Storage = Pairs, class LineSearch = FullStep>
 struct Broyden {
   static_assert(!(Storage::needs_unit_steps && !std::is_same_v<LineSearch, FullStep>),

@@ -224,6 +224,7 @@ class Monitor {
   Samples start(const Stopping& rule, Index dim, Index count) {
     rule.validate();
     rule_ = rule;
+    dim_ = dim;
     count_ = count;
     best_.batch(dim, count);
     progress_.resize(count);
@@ -247,7 +248,7 @@ class Monitor {
   Samples everybody() { return everybody_(count_); }
   S* g_squared() { return g_squared_.data(); }
   S* f_squared() { return f_squared_.data(); }
-  BatchView<S> best() { return {best_.data(), best_.size() / std::max<Index>(count_, 1), count_}; }
+  BatchView<S> best() { return {best_.data(), dim_, count_}; }
   const bool* improved() const { return improved_.data(); }
 
   /// G = F - Z for the active samples (F compact), and the verdict on it.
@@ -310,7 +311,7 @@ class Monitor {
 
   /// Writes the best iterates to z, and the report.
   void finish(BatchView<S> z, SolveReport& report) {
-    B::copy(everybody(), BatchView<const S>{best_.data(), z.dim, count_}, z);
+    B::copy(everybody(), best(), z);
     if constexpr (B::whole_batches) best_ = {};  // of a device, others may have the memory
     const bool trace = rule_.trace;
     B::when_downloaded(progress_.data(), count_, [&report, trace](std::span<const Progress> now) {
@@ -373,7 +374,7 @@ class Monitor {
   }
 
   Stopping rule_;
-  Index count_ = 0;
+  Index dim_ = 0, count_ = 0;
   Index history_length_ = 1;
   Array<B> best_, g_squared_, f_squared_;
   Array<B, Progress> progress_;

@@ -53,11 +53,14 @@ struct Cpu : HostWork {
       copy_numbers(compact.col(j) + first, whole.col(s) + first, n);
     });
   }
-  static void copy(Samples a, ConstView x, View y) { copy(a, x, y, nullptr); }
-  /// Everywhere, if `where` is null.
+  static void copy(Samples a, ConstView x, View y) {
+    over(a, x.dim, x.dim, [=](Index s, Index, Index first, Index n) {
+      copy_numbers(x.col(s) + first, y.col(s) + first, n);
+    });
+  }
   static void copy(Samples a, ConstView x, View y, const bool* where) {
     over(a, x.dim, x.dim, [=](Index s, Index, Index first, Index n) {
-      if (!where || where[s]) copy_numbers(x.col(s) + first, y.col(s) + first, n);
+      if (where[s]) copy_numbers(x.col(s) + first, y.col(s) + first, n);
     });
   }
 
@@ -104,11 +107,6 @@ struct Cpu : HostWork {
           });
         },
         [=](Index s, const S* sums) { std::copy_n(sums, rank[s], out + s * h.capacity); });
-  }
-  template <class T>
-  static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       BasisView<T> h, const Index* rank, S* out) {
-    residual(a, f, z, g, g_squared, f_squared, h, rank, out, detail::AnySampleWork{});
   }
   template <class T, class Then>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,

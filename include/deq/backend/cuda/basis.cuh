@@ -47,7 +47,7 @@ __global__ void add_chunks_kernel(Samples a, Index chunks, Index width, const S*
 template <class S, class Wanted, class Put>
 void add_chunks(Samples a, Index dim, Index width, const S* part, Wanted wanted, Put put) {
   launch({.x = divide_up<Index>(a.count * width, threads)}, add_chunks_kernel<S, Wanted, Put>, a,
-         divide_up(dim, chunk), width, part, wanted, put);
+         chunks(dim), width, part, wanted, put);
 }
 /// The row of this block.
 template <class S>
@@ -58,9 +58,11 @@ __device__ S* part_of_block(S* part, Index width) {
 /// Whether this block is the last of a sample's, and so sees what the others have written.
 __device__ inline bool is_last_to_arrive(unsigned* arrived) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicInc(arrived, gridDim.y - 1) == gridDim.y - 1;
+  if (threadIdx.x == 0) {
+    __threadfence();  // what all of the block have written comes before its arrival
+    last = atomicInc(arrived, gridDim.y - 1) == gridDim.y - 1;
+  }
   __syncthreads();
   if (last) __threadfence();
   return last;
@@ -175,7 +177,7 @@ template <class S, class T, class Sums, class Op, class To, class... From>
 void project(Samples a, BasisView<const T> h, const Index* rank, const Sums& sums, Op op, To to,
              From... from) {
   const Index width = norms + h.capacity;
-  const Scratch<S> part(a.count * divide_up(h.dim, chunk) * width);
+  const Scratch<S> part(a.count * chunks(h.dim) * width);
   Grid grid = chunks_of(a, h.dim);
   grid.shared_bytes = static_cast<std::size_t>(threads / warp_threads * width) * sizeof(S);
   const auto in_block = sums.in_block(a.count, static_cast<const S*>(part.data()));
@@ -250,12 +252,12 @@ struct Step {
   BatchView<S> z, best;
   const bool* improved;
 };
-/// With so many blocks at a time a processor has enough on its way; without packs there are more
-/// addresses than registers for that.
-template <int n>
-inline constexpr int blocks_at_a_time = n == chunk_pack ? 4 : 1;
+/// So many blocks at a time have enough on their way. Doubles, and addresses where there are no
+/// packs, need the registers of two.
+template <class S, int n>
+inline constexpr int blocks_at_a_time = n == chunk_pack && sizeof(S) == 4 ? 4 : 2;
 template <class S, int n, class T, class InBlock>
-__global__ void __launch_bounds__(threads, blocks_at_a_time<n>)
+__global__ void __launch_bounds__(threads, (blocks_at_a_time<S, n>))
     step_kernel(Samples a, Step<S, T> step, S* part, InBlock in_block) {
   const Index j = blockIdx.x, s = a[j], dim = step.h.dim;
   if (s < 0) return;
@@ -277,7 +279,7 @@ __global__ void __launch_bounds__(threads, blocks_at_a_time<n>)
 }
 template <class S, class T, class Sums>
 void make_step(Samples a, const Step<S, T>& step, const Sums& sums) {
-  const Scratch<S> part(a.count * divide_up(step.h.dim, chunk));
+  const Scratch<S> part(a.count * chunks(step.h.dim));
   const auto in_block = sums.in_block(a.count, static_cast<const S*>(part.data()));
   with_packs_of<chunk_pack>(
       step.h.dim,

@@ -5,6 +5,8 @@
 // other would use a fraction of the memory's speed.
 #pragma once
 
+#include <algorithm>
+
 #include <deq/backend/cuda/launch.cuh>
 #include <deq/backend/cuda/pointwise.cuh>
 
@@ -26,7 +28,9 @@ struct Chunk {
 /// Neighbours that one access moves where columns allow it.
 inline constexpr int chunk_pack = 4;
 
-inline Grid chunks_of(Samples a, Index dim) { return {.x = a.count, .y = divide_up(dim, chunk)}; }
+/// Of a sample: at least one, since a block is also what says that a pass over a sample is done.
+inline Index chunks(Index dim) { return std::max<Index>(1, divide_up(dim, chunk)); }
+inline Grid chunks_of(Samples a, Index dim) { return {.x = a.count, .y = chunks(dim)}; }
 
 /// body(i, p) for the packs of this block's chunk that are this thread's: the numbers from i on,
 /// i + n <= dim.

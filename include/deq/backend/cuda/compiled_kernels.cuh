@@ -3,7 +3,7 @@
 // Where DEQ_COMPILED_CUDA_KERNELS is defined, those in float, in every precision, and in double are
 // taken to be in the one source that defines DEQ_COMPILE_CUDA_KERNELS; without either, every source
 // compiles those that it uses. What is made of a caller's function stays in the caller's source:
-// elementwise operations, sums over dimensions.
+// elementwise operations, sums over dimensions, the passes of Broyden's method.
 #pragma once
 
 #include <deq/backend/compiled_kernels.hpp>
@@ -37,8 +37,6 @@ using CudaBf16 = Cuda<float, cuda::Bf16>;
 // A basis stored as T.
 #define DEQ_BASIS_KERNELS(S, T)                                                                 \
   DEQ_KERNEL void Cuda<S>::project(Samples, BasisView<T>, const Index*, ConstView, S*);         \
-  DEQ_KERNEL void Cuda<S>::residual(Samples, ConstView, ConstView, View, S*, S*, BasisView<T>,  \
-                                    const Index*, S*);                                          \
   DEQ_KERNEL void Cuda<S>::combine(Samples, BasisView<T>, const Index*, const S*, S, ConstView, \
                                    View);
 #define DEQ_COPIES(S, From, To) \

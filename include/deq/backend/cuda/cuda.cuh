@@ -116,7 +116,8 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   }
 
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared) {
-    residual(a, f, z, g, g_squared, f_squared, ConstBasis{nullptr, z.dim, 0}, nullptr, nullptr);
+    project_residual(a, f, z, g, ConstBasis{nullptr, z.dim, 0}, nullptr,
+                     cuda::AddedApart{cuda::PutProducts<S>{0, nullptr, g_squared, f_squared}});
   }
   static void dot(Samples a, ConstView x, ConstView y, S* out) {
     project(a, ConstBasis{y.data, y.dim, 1}, nullptr, x, out);
@@ -141,12 +142,6 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
         cuda::AddedApart{cuda::PutProducts<S>{h.capacity, out, nullptr, nullptr}},
         [] __device__(S(&)[cuda::norms], S number) { return number; }, cuda::Whole{View{}},
         cuda::Whole{x});
-  }
-  template <class T>
-  static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,
-                       BasisView<T> h, const Index* rank, S* out) {
-    project_residual(a, f, z, g, h, rank,
-                     cuda::AddedApart{cuda::PutProducts<S>{h.capacity, out, g_squared, f_squared}});
   }
   template <class T, class Then>
   static void residual(Samples a, ConstView f, ConstView z, View g, S* g_squared, S* f_squared,

@@ -161,7 +161,7 @@ class Counters {
   /// Earlier ones stay: work that uses them may be on its way.
   void grow(std::size_t n) {
     constexpr std::size_t least = 1 << 14;
-    n = std::max(n, least);
+    n = std::max({n, 2 * size_, least});
     unsigned* block = nullptr;
     check(cudaMalloc(&block, n * sizeof *block), "allocate counters");
     blocks_.push_back(block);

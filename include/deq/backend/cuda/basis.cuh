@@ -277,9 +277,11 @@ __global__ void __launch_bounds__(threads, (blocks_at_a_time<S, n>))
   if (threadIdx.x == 0) *part_of_block(part, 1) = squared[0];
   in_block(s, 1, 1);
 }
-template <class S, class T, class Sums>
-void make_step(Samples a, const Step<S, T>& step, const Sums& sums) {
+/// squared_s = ||y_s||^2 of what has been made, and then(s, team).
+template <class S, class T, class Then>
+void make_step(Samples a, const Step<S, T>& step, S* squared, Then then) {
   const Scratch<S> part(a.count * chunks(step.h.dim));
+  const AddedByLastBlock sums{PutProducts<S>{0, nullptr, squared, nullptr}, then};
   const auto in_block = sums.in_block(a.count, static_cast<const S*>(part.data()));
   with_packs_of<chunk_pack>(
       step.h.dim,

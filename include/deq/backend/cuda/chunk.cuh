@@ -53,6 +53,7 @@ template <int n, class X>
 __device__ Chunk<X, n> load_chunk_if_any(const X* column, Index dim) {
   return column ? load_chunk<n>(column, dim) : Chunk<X, n>{};
 }
+/// Nothing happens where there is no column.
 template <class X, int n>
 __device__ void store_chunk(X* column, Index dim, const Chunk<X, n>& x) {
   if (column) for_each_in_chunk<n>(dim, [&](Index i, int p) { store_pack(column + i, x.pack[p]); });

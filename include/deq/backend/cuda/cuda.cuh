@@ -181,9 +181,8 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
   static void step(Samples a, BasisView<T> h, const Index* rank, const S* coefficient,
                    const S* alpha, ConstView f, const Index* slot, View z, View best,
                    const bool* improved, S* squared, Then then) {
-    cuda::make_step(
-        a, cuda::Step<S, T>{h, rank, coefficient, alpha, f, slot, z, best, improved},
-        cuda::AddedByLastBlock{cuda::PutProducts<S>{0, nullptr, squared, nullptr}, then});
+    cuda::make_step(a, cuda::Step<S, T>{h, rank, coefficient, alpha, f, slot, z, best, improved},
+                    squared, then);
   }
   static void store(Samples a, const S* alpha, ConstView x, Basis h, const Index* slot) {
     cuda::map_numbers<S>(

@@ -30,6 +30,24 @@ TEST_CASE("Counters are 0, and nobody else's where launches may run side by side
   CHECK(zeros(same, n));  // stays, for what is on its way
 }
 
+namespace {
+__global__ void shared_kernel(unsigned* first) { *cuda::dynamic_shared<unsigned>() = *first; }
+}  // namespace
+
+TEST_CASE("A kernel keeps the shared memory that it has been given") {
+  cuda::Counters counters;
+  unsigned* const place = counters.first(1);
+  const std::size_t large = 90 << 10;
+  for (const std::size_t bytes : {large, std::size_t{40} << 10})
+    cuda::launch({.block = 1, .shared_bytes = bytes}, shared_kernel, place);
+  cudaLaunchConfig_t config{};
+  config.gridDim = config.blockDim = dim3(1);
+  config.dynamicSmemBytes = large;
+  config.stream = cuda::stream();
+  CHECK(cudaLaunchKernelEx(&config, shared_kernel, place) == cudaSuccess);
+  cuda::synchronize();
+}
+
 #ifdef DEQ_CUDA_EMULATION
 TEST_CASE("No result depends on which block or thread is the last") {
   constexpr Index samples = 4, dim = 13000;  // several blocks a sample

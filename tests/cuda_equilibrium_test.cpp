@@ -311,6 +311,41 @@ TEST_CASE("A compact tensor is half as large, and its memory is not mistaken for
   for (const float v : values) CHECK(v == static_cast<float>(Bfloat16(v)));
 }
 
+TEST_CASE("Statistics of the whole batch are refused where some of it may not be computed") {
+  using B = Cuda<float>;
+  const Tensor<B> images = random<B>({2, 4, 4, 8}, 1, 1), planes = random<B>({2, 8, 4, 4}, 1, 1),
+                  w = random<B>({8, 8, 1, 1}, 2, 1);
+  BatchNormState<B> state(8);
+  const auto fused = [&] { nhwc::conv_batch_norm(images, w, state, BatchNormMode::train, {}); };
+  const auto alone = [&] { batch_norm(planes, state, BatchNormMode::train); };
+  const std::array<Index, 2> ids{0, 1};
+  const Array<B, Index> on_device(2);
+  B::upload_bytes(on_device.data(), ids.data(), sizeof ids);
+  {
+    const B::Rows rows(Samples{on_device.data(), 2});
+    CHECK_THROWS_WITH_AS(fused(), doctest::Contains("statistics of a batch"), InvalidArgument);
+    CHECK_THROWS_WITH_AS(alone(), doctest::Contains("statistics of a batch"), InvalidArgument);
+  }
+  CHECK_NOTHROW(fused());
+  CHECK_NOTHROW(alone());
+}
+
+TEST_CASE_TEMPLATE("A frozen weight is packed for every convolution that it serves", B, Cpu<float>,
+                   Cuda<float, cuda::Bf16>) {
+  const Tensor<B> x = random<B>({2, 16, 16, 8}, 1, 1), w = random<B>({40, 8, 3, 3}, 2, 1),
+                  frozen = w.frozen();
+  for (const Index stride : {1, 2})
+    for (const Index padding : {0, 1}) {
+      CAPTURE(stride);
+      CAPTURE(padding);
+      const auto y = [&](const Tensor<B>& weight) {
+        return nhwc::conv_norm(x, weight, {.conv = {.stride = stride, .padding = padding}})
+            .to_host();
+      };
+      CHECK(y(frozen) == y(w));
+    }
+}
+
 TEST_CASE("An MDEQ cuts and joins its state the same whatever its images are stored as") {
   using B = Cuda<float, cuda::Bf16>;
   const MdeqConfig config = MdeqConfig::tiny();

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -291,6 +293,31 @@ TEST_CASE("Reports are delivered once a launch") {
   graph.finish();
   CHECK(delivered == 2);
   CHECK(last == 4);
+}
+
+TEST_CASE("A thread may work while another one records") {
+  const Tensor<B> x = random({2, 3}, 1, 1), y({2, 3}), z = random({2, 3}, 2, 1);
+  std::vector<double> seen;
+  std::exception_ptr failed;
+  const auto of_another = [&] {
+    try {
+      seen = host(z + z);
+    } catch (...) {
+      failed = std::current_exception();
+    }
+  };
+  cuda::Graph graph([&] {
+    assign(y, x + x);
+    std::thread(of_another).join();
+    assign(y, y + x);
+  });
+  REQUIRE_FALSE(failed);
+  CHECK(seen == host(2.f * z));
+  seen.clear();
+  graph.launch();
+  graph.finish();
+  CHECK(relative_error(host(y), host(3.f * x)) < 1e-6);
+  CHECK(seen.empty());
 }
 
 TEST_CASE("What cannot be recorded says so, and leaves the stream as it was") {

@@ -546,21 +546,22 @@ TEST_CASE_TEMPLATE("a sample has the same bits alone", S, float, double) {
 
 TEST_CASE_TEMPLATE("nhwc_upsample_add and its VJP", S, float, double) {
   using enum Wanted;
-  for (NhwcUpsampling g : {NhwcUpsampling{3, 3, 2, 24, 2},
-                           {2, 2, 3, 5, 3},
-                           {1, 2, 1, 70, 4},
-                           {3, 3, 2, 5, 1},
-                           {0, 2, 2, 4, 2}})
+  for (const NhwcUpsampling& g : {NhwcUpsampling{3, 3, 2, 24, 2},
+                                  {2, 2, 3, 5, 3},
+                                  {1, 2, 1, 70, 4},
+                                  {3, 3, 2, 5, 1},
+                                  {0, 2, 2, 4, 2}})
     for (const bool relu : {false, true}) {
-      g.relu = relu;
       CAPTURE(g.channels);
       CAPTURE(g.factor);
-      CAPTURE(g.relu);
+      CAPTURE(relu);
       const Index small = g.samples * g.height * g.width * g.channels,
                   large = small * g.factor * g.factor;
-      check<S>(
-          {random<S>(large, 1), random<S>(small, 2)}, {unset<S>(large)}, 1,
-          [&](auto b, const auto& x, const auto& y) { nhwc_upsample_add(b, g, x[0], x[1], y[0]); });
+      check<S>({random<S>(large, 1), random<S>(small, 2)}, {unset<S>(large)}, 1,
+               [&](auto b, const auto& x, const auto& y) {
+                 const NhwcSmallImage<S> one{g, x[1]};
+                 nhwc_upsample_add(b, std::span(&one, 1), x[0], relu, y[0]);
+               });
       for (const Wanted of_large : {no, once, added})
         for (const Wanted of_small : {no, once, added})
           check<S>({optional(relu, random<S>(large, 1)), random<S>(large, 2)},
@@ -633,15 +634,16 @@ class StoredAs {
     results.insert(results.end(), {mean.now(), inverse.now()});
     for (const Images* images : {&y, &of_residual, &of_u, &masked, &average}) down(*images);
   }
-  void upsample(const NhwcUpsampling& g) {
+  void upsample(const NhwcUpsampling& g, bool relu) {
     const Index size = g.samples * g.height * g.width * g.channels,
                 large_size = size * g.factor * g.factor;
     const Images large = up(random<float>(large_size, 1)), small = up(random<float>(size, 2)),
                  y = up(unset<float>(large_size)), of_large = up(random<float>(large_size, 3)),
                  of_small = up(unset<float>(size));
-    nhwc_upsample_add(B{}, g, cx(large), cx(small), y.data());
-    nhwc_upsample_add_vjp(B{}, g, cx(y), cx(large), NhwcSink<X>{of_large.data(), true},
-                          NhwcSink<X>{of_small.data(), false});
+    const NhwcSmallImage<X> one{g, small.data()};
+    nhwc_upsample_add(B{}, std::span(&one, 1), cx(large), relu, y.data());
+    nhwc_upsample_add_vjp(B{}, g, relu ? cx(y) : nullptr, cx(large),
+                          NhwcSink<X>{of_large.data(), true}, NhwcSink<X>{of_small.data(), false});
     for (const Images* images : {&y, &of_large, &of_small}) down(*images);
   }
   void strips(const StripGeometry& g) {
@@ -703,7 +705,7 @@ TEST_CASE(
   for (const Index channels : {24, 5, 70})
     for (const bool relu : {false, true})
       check_stored_as_bfloat16([&](auto& stored) {
-        stored.upsample({3, 3, 2, channels, 2, relu});
+        stored.upsample({3, 3, 2, channels, 2}, relu);
       });
   for (const StripGeometry& g : {StripGeometry{3, 5, 7, 6}, {2, 9000, 9008, 9000}, {3, 8, 12, 10}})
     check_stored_as_bfloat16([&](auto& stored) { stored.strips(g); });

@@ -36,7 +36,6 @@
                                           S*);                                                     \
   DEQ_KERNEL void nhwc_normalize_vjp(B, const NhwcNorm<S>&, const X*, const X*, const X*,          \
                                      const S*, const S*, const S*, NhwcSink<X>, NhwcSink<X>, X*);  \
-  DEQ_KERNEL void nhwc_upsample_add(B, const NhwcUpsampling&, const X*, const X*, X*);             \
   DEQ_KERNEL void nhwc_upsample_add(B, std::span<const NhwcSmallImage<X>>, const X*, bool, X*);    \
   DEQ_KERNEL void nhwc_upsample_add_vjp(B, const NhwcUpsampling&, const X*, const X*, NhwcSink<X>, \
                                         NhwcSink<X>);

@@ -118,7 +118,6 @@ struct NhwcSink {
 /// Channels-last images, each pixel of which stands for a factor x factor square.
 struct NhwcUpsampling {
   Index samples = 0, height = 0, width = 0, channels = 0, factor = 1;
-  bool relu = false;
 };
 
 /// One of several such images that are added to a larger one.

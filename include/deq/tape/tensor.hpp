@@ -15,6 +15,16 @@
 
 namespace deq {
 
+/// What is derived from the numbers of a tensor: which kind of thing, and all that it depends on
+/// beside them.
+struct DerivedKey {
+  int kind;
+  std::array<Index, 4> depends_on;
+
+  DerivedKey(int of_kind, const std::array<Index, 4>& on = {}) : kind(of_kind), depends_on(on) {}
+  bool operator==(const DerivedKey&) const = default;
+};
+
 /// A dense row-major array in the memory of backend B. The first dimension of a batched tensor
 /// counts samples, so that each sample is contiguous; feature maps are NCHW.
 ///
@@ -142,7 +152,7 @@ class Tensor {
   /// What `make()` computes from these numbers. On a frozen handle it is computed once for every
   /// key; concurrent callers wait.
   template <class Make>
-  Tensor derive(int key, const Make& make) const {
+  Tensor derive(const DerivedKey& key, const Make& make) const {
     return derived_ ? derived_->get(key, make) : make();
   }
   Tensor clone() const {
@@ -215,7 +225,7 @@ class Tensor {
       HostPool::instance().release(this, sizeof(Derived));
     }
     template <class Make>
-    Tensor get(int key, const Make& make) {
+    Tensor get(const DerivedKey& key, const Make& make) {
       std::unique_lock lock(mutex_);
       for (const Entry& entry : entries_)
         if (entry.key == key) return entry.value;
@@ -234,7 +244,7 @@ class Tensor {
    private:
     explicit Derived(Derived* of) : alias_of_(of) {}
     struct Entry {
-      int key;
+      DerivedKey key;
       Tensor value;
     };
     Derived* alias_of_;

@@ -123,34 +123,32 @@ void for_each_upsampled(const NhwcUpsampling& g, Body body) {
 }
 }  // namespace detail
 
-/// y = relu(large + small, every small pixel repeated to a square).
+/// y = relu(large + all small ones, every pixel repeated to a square), the relu optional, from the
+/// first on.
 template <class S>
-void nhwc_upsample_add(Cpu<S>, const NhwcUpsampling& g, const S* large, const S* small, S* y) {
-  detail::for_each_upsampled(g, [&](Index from, Index to, bool) {
-    detail::for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
-      const auto sum = detail::load(large + to + c, width) + detail::load(small + from + c, width);
-      detail::store(y + to + c, g.relu ? detail::rectified<S>(sum) : sum, width);
-    });
-  });
-}
-/// y = relu(large + all small ones), the relu optional, from the first on.
-template <class S>
-void nhwc_upsample_add(Cpu<S> backend, std::span<const NhwcSmallImage<S>> small, const S* large,
-                       bool relu, S* y) {
+void nhwc_upsample_add(Cpu<S>, std::span<const NhwcSmallImage<S>> small, const S* large, bool relu,
+                       S* y) {
   for (std::size_t k = 0; k < small.size(); ++k) {
-    NhwcUpsampling g = small[k].geometry;
-    g.relu = relu && k + 1 == small.size();
-    nhwc_upsample_add(backend, g, k == 0 ? large : y, small[k].data, y);
+    const NhwcUpsampling& g = small[k].geometry;
+    const S* const before = k == 0 ? large : y;
+    const bool rectify = relu && k + 1 == small.size();
+    detail::for_each_upsampled(g, [&](Index from, Index to, bool) {
+      detail::for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
+        const auto sum =
+            detail::load(before + to + c, width) + detail::load(small[k].data + from + c, width);
+        detail::store(y + to + c, rectify ? detail::rectified<S>(sum) : sum, width);
+      });
+    });
   }
 }
-/// The cotangents of both, from y and its cotangent.
+/// The cotangents of large and of one small image, from that of y, and from y if there was a relu.
 template <class S>
 void nhwc_upsample_add_vjp(Cpu<S>, const NhwcUpsampling& g, const S* y, const S* cotangent,
                            NhwcSink<S> of_large, NhwcSink<S> of_small) {
   detail::for_each_upsampled(g, [&](Index small, Index large, bool first) {
     detail::for_each_vector<S>(g.channels, [&](Index c, auto width) DEQ_INLINE {
       auto d = detail::load(cotangent + large + c, width);
-      if (g.relu) d = detail::before_relu<S>(d, detail::load(y + large + c, width));
+      if (y) d = detail::before_relu<S>(d, detail::load(y + large + c, width));
       detail::put(of_large, large + c, d, width);
       detail::put(NhwcSink<S>{of_small.data, of_small.accumulate || !first}, small + c, d, width);
     });

@@ -36,6 +36,7 @@ class Graph {
   explicit Graph(Work&& work) {
     require<DeviceError>(recording() == nullptr, "CUDA: a graph is being recorded already");
     synchronize();
+    const RecordedStream own;
     check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed), "begin to record");
     try {
       const Recording scope(*this);
@@ -56,6 +57,11 @@ class Graph {
     executable_.reset(executable);
     memory_.settle();
   }
+  ~Graph() {
+    if (launched_) cudaStreamSynchronize(detail::working_stream());
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
 
   /// Hands the work to the stream; finishes the last launch first.
   void launch() {
@@ -127,6 +133,21 @@ class Graph {
     }
   };
 
+  /// While it lives, this thread records into a stream that is new.
+  class RecordedStream {
+   public:
+    RecordedStream()
+        : own_(detail::new_stream()), before_(std::exchange(detail::recorded_stream(), own_)) {}
+    ~RecordedStream() {
+      detail::recorded_stream() = before_;
+      cudaStreamDestroy(own_);
+    }
+    RecordedStream(const RecordedStream&) = delete;
+    RecordedStream& operator=(const RecordedStream&) = delete;
+
+   private:
+    cudaStream_t own_, before_;
+  };
   struct Recording {
     explicit Recording(Graph& graph) {
       recording() = &graph;
@@ -140,7 +161,6 @@ class Graph {
   struct Destroy {
     void operator()(cudaGraph_t graph) const { cudaGraphDestroy(graph); }
     void operator()(cudaGraphExec_t executable) const { cudaGraphExecDestroy(executable); }
-    void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
   };
   template <class Handle>
   using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy>;
@@ -206,24 +226,21 @@ void Graph::repeat(const Samples& a, Work&& work) {
   check(cudaGraphAddNode(&node, here.graph, here.after.data(), nullptr, here.after.size(), &loop),
         "add a loop");
 
-  cudaStream_t inner = nullptr;
-  check(cudaStreamCreateWithFlags(&inner, cudaStreamNonBlocking), "create a stream");
-  const Owned<cudaStream_t> owned(inner);
-  cudaGraph_t body = loop.conditional.phGraph_out[0];
-  check(
-      cudaStreamBeginCaptureToGraph(inner, body, nullptr, nullptr, 0, cudaStreamCaptureModeRelaxed),
-      "record a loop");
-  const cudaStream_t outer = std::exchange(detail::current_stream(), inner);
-  try {
-    work();
-    go_on();
-  } catch (...) {
-    detail::current_stream() = outer;
-    cudaStreamEndCapture(inner, &body);
-    throw;
+  {
+    const RecordedStream inner;
+    cudaGraph_t body = loop.conditional.phGraph_out[0];
+    check(cudaStreamBeginCaptureToGraph(stream(), body, nullptr, nullptr, 0,
+                                        cudaStreamCaptureModeRelaxed),
+          "record a loop");
+    try {
+      work();
+      go_on();
+    } catch (...) {
+      cudaStreamEndCapture(stream(), &body);
+      throw;
+    }
+    check(cudaStreamEndCapture(stream(), &body), "record a loop");
   }
-  detail::current_stream() = outer;
-  check(cudaStreamEndCapture(inner, &body), "record a loop");
   here.after = {node};
   here.go_on_from_here();
 }

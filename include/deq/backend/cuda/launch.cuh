@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <mutex>
+#include <unordered_map>
 #include <utility>
 
 #include <deq/backend/cuda/runtime.cuh>
@@ -26,6 +28,20 @@ inline Index processors() {
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
         "count multiprocessors");
   return count;
+}
+
+/// A kernel may have so much shared memory from now on. The limit is the process's: another thread,
+/// or a graph, may be about to launch the same kernel with more.
+inline void allow_shared_memory(const void* kernel, std::size_t bytes) {
+  static std::mutex mutex;
+  static std::unordered_map<const void*, std::size_t> allowed;
+  const std::lock_guard lock(mutex);
+  std::size_t& most = allowed[kernel];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "ask for shared memory");
+  most = bytes;
 }
 
 /// Kernels with fewer blocks than there are processors go first, where several are ready: they
@@ -57,9 +73,7 @@ void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... argu
   // What a kernel gets without asking is 48 KiB, of which it may use 16 for arrays of its own.
   constexpr std::size_t unasked = 32 << 10;
   if (grid.shared_bytes > unasked)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(grid.shared_bytes)),
-          "ask for shared memory");
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), grid.shared_bytes);
   require<DeviceError>(grid.x <= 0x7fffffff && grid.y <= 65535 && grid.z <= 65535,
                        "CUDA: too large a grid: ", grid.x, " x ", grid.y, " x ", grid.z);
   cudaLaunchConfig_t config{};
@@ -120,6 +134,13 @@ class Rows {
  private:
   Samples before_;
 };
+
+/// Throws InvalidArgument for what is taken of a whole batch where some of its samples may not have
+/// been computed.
+inline void require_all_rows(Index count, const char* what) {
+  require(!RowSet::of(count).id, "CUDA: ", what,
+          " inside of f would be those of the samples that have not converged");
+}
 
 /// Which of the threads of a one-dimensional grid this is.
 __device__ inline Index thread_index() {

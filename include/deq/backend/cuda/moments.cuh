@@ -152,6 +152,7 @@ void add_moments(const NormGeometry& g, const MomentParts<const S>& moments,
 template <class S>
 void group_statistics_of_moments(const NormGeometry& g, Index parts, const S* moments,
                                  const NormStatistics<S>& to) {
+  if (g.shared) require_all_rows(g.samples, "statistics of a batch");
   const MomentParts<const S> all{moments, g.channels, parts};
   constexpr Index most = 4 * warp_threads * MomentsOfThread<S>::items;  // of a warp, in four rounds
   if (g.shared || parts * g.channels_per_statistic > most)

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(threads)
         for (int j = 0; j < at_once; ++j) {
           if (right + j >= factor) continue;
           d[j] = load_as<S, n>(cotangent + place + j * g.channels);
-          if (!g.relu) continue;
+          if (!y) continue;
           const Pack<S, n> ys = load_as<S, n>(y + place + j * g.channels);
 #pragma unroll
           for (int k = 0; k < n; ++k) d[j].word[k] = before_relu(d[j].word[k], ys.word[k]);
@@ -157,14 +157,7 @@ void nhwc_upsample_add(Cuda<S>, std::span<const NhwcSmallImage<X>> small, const 
     add(some, first == 0 ? large : y, relu && first + some.size() == small.size());
   }
 }
-/// The same of one.
-template <class S, class X>
-void nhwc_upsample_add(Cuda<S> backend, const NhwcUpsampling& g, const X* large, const X* small,
-                       X* y) {
-  const NhwcSmallImage<X> one{g, small};
-  nhwc_upsample_add(backend, std::span<const NhwcSmallImage<X>>(&one, 1), large, g.relu, y);
-}
-/// The cotangents of both, from y and its cotangent.
+/// The cotangents of large and of one small image, from that of y, and from y if there was a relu.
 template <class S, class X>
 void nhwc_upsample_add_vjp(Cuda<S>, const NhwcUpsampling& g, const X* y, const X* cotangent,
                            NhwcSink<X> of_large, NhwcSink<X> of_small) {

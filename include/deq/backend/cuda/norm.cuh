@@ -89,6 +89,7 @@ void group_statistics(Cuda<S>, const NormGeometry& g, S eps, const S* x, S* mean
 /// mean and biased variance of every channel over the batch.
 template <class S>
 void batch_statistics(Cuda<S>, const NormGeometry& g, const S* x, S* mean, S* variance) {
+  cuda::require_all_rows(g.samples, "statistics of a batch");
   cuda::moments(cuda::of_batch(g), x, [=] __device__(Index c, S m, S v) {
     mean[c] = m;
     variance[c] = v;

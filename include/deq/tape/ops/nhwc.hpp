@@ -294,11 +294,13 @@ struct ConvNorm {
                   std::multiplies<S>{}, out, accumulate, static_cast<const X*>(du.image_data()),
                   static_cast<const X*>(conv.image_data()));
   }
-  /// The weight as the kernels want it; made once for a weight that stays as it is. The plan of a
-  /// convolution depends on the size of the image, so that is part of the key.
+  /// The weight as the kernels want it; made once for a weight that stays as it is, for every plan
+  /// of a convolution.
   Tensor<B> packed(std::span<const Tensor<B>> in, bool transposed) const {
-    const Index key = (geometry.height * 65536 + geometry.width) * 2 + (transposed ? 1 : 0);
-    return in[w].derive(static_cast<int>(key), [&] {
+    constexpr int kinds = 2;  // from this one on
+    const Conv2dGeometry& g = geometry;
+    const DerivedKey key(transposed ? kinds + 1 : kinds, {g.height, g.width, g.stride, g.padding});
+    return in[w].derive(key, [&] {
       Tensor<B> p({nhwc_packed_size(B{}, geometry, transposed)});
       nhwc_pack(B{}, geometry, transposed, in[w].data(), p.data());
       return p;
@@ -422,8 +424,7 @@ struct UpsampleAdd {
     std::size_t next = 0;
     if (relu) {  // the first one comes along
       if (!r.cotangent_is_free) d = Tensor<B>::image(d.shape());
-      NhwcUpsampling g = geometries[next];
-      g.relu = true;
+      const NhwcUpsampling& g = geometries[next];
       const bool same = g.factor == 1;  // a handle will do
       nhwc_upsample_add_vjp(B{}, g, r.output.image_data(), r.cotangent.image_data(),
                             NhwcSink<X>{d.image_data(), false},

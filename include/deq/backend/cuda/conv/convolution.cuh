@@ -64,7 +64,8 @@ void convolve(const ConvPlan& plan, const X* x, const S* packed, ConvEpilogue<S,
           if (map.in_squares) return start(std::true_type{});
         start(std::false_type{});
       };
-      if constexpr (width > 1)
+      // Three stages of doubles would not find room on all devices.
+      if constexpr (width > 1 && sizeof(S) <= 4)
         if (map.x.taps == 3) return with_taps(std::integral_constant<int, 3>{});
       with_taps(std::integral_constant<int, 1>{});
     };

@@ -176,6 +176,13 @@ TEST_CASE("shape: misuse is a ShapeError that says what came") {
   CHECK_THROWS_AS((Shape{1, 1, 1, 1, 1, 1, 1}), deq::ShapeError);
   CHECK(message_of([] { Shape{1, 1, 1, 1, 1, 1, 1}; }) == "Shape: at most 6 dimensions, got 7");
   CHECK(message_of([] { Shape{2, -3}; }) == "Shape: extent 1 is negative: -3");
+  constexpr Index large = Index{1} << 32;
+  CHECK(message_of([] {
+          Shape{large, large};
+        }) == "Shape: the extents of (4294967296, 4294967296) multiply to 2^63 or more");
+  CHECK_THROWS_AS((Shape{0, large, large / 2}), deq::ShapeError);  // product(1, 3) has no number
+  CHECK(Shape{large, 0, large / 4}.size() == 0);
+  CHECK(Shape{std::numeric_limits<Index>::max()}.size() == std::numeric_limits<Index>::max());
 }
 
 // Errors, views, reports --------------------------------------------------------------------------

@@ -160,6 +160,29 @@ TEST_CASE("an alias keeps the numbers, and is never alone with them") {
   CHECK_FALSE(Tensor().alias());
 }
 
+TEST_CASE("a handle without numbers has no element, wherever it comes from") {
+  Tensor source(Shape{}, 3);
+  const Tensor taken = std::move(source);
+  for (const Tensor& empty : {Tensor(), source, Tensor().clone(), Tensor().alias()}) {
+    CHECK_FALSE(empty);
+    CHECK(empty.size() == 0);
+    CHECK(empty.shape() == Shape{0});
+    CHECK(empty.batch().count == 0);
+    CHECK(empty.to_host().empty());
+    CHECK_FALSE(empty.clone());
+    check_error<deq::ShapeError>([&] { empty.item(); }, {"item", "(0)"});
+  }
+  // Where a number is expected, nothing is none.
+  Tape tape;
+  const Var x = tape.input(taken), y = square(x);
+  const std::array into{Tensor(Shape{}, 0)}, nowhere{Tensor()};
+  const auto vjp = [&](const Tensor& cotangent, std::span<const Tensor> gradients) {
+    tape.vjp(y, cotangent, std::span(&x, 1), gradients);
+  };
+  check_error<deq::ShapeError>([&] { vjp(source, into); }, {"cotangent", "(0)", "()"});
+  check_error<deq::ShapeError>([&] { vjp(taken, nowhere); }, {"gradient", "(0)", "()"});
+}
+
 TEST_CASE("tensors: nothing, one number, parts, views, batches") {
   CHECK_FALSE(Tensor());
   CHECK(Tensor({0, 3}));
@@ -182,6 +205,12 @@ TEST_CASE("tensors: nothing, one number, parts, views, batches") {
   check_error<deq::ShapeError>([] { Tensor({2, 3}, {1, 2}); }, {"(2, 3)", "6", "2"});
   check_error<deq::ShapeError>([&] { a.reshaped({5}); }, {"reshape", "(3, 2)", "(5)"});
   check_error<deq::ShapeError>([&] { a.item(); }, {"item", "(3, 2)"});
+  CHECK(a.rows(3, 0).shape() == Shape{0, 2});
+  for (const auto& [first, n] : {std::array<Index, 2>{2, 2}, {-1, 1}, {1, -1}, {4, 0}})
+    check_error<deq::ShapeError>([&a, f = first, c = n] { a.rows(f, c); }, {"rows", "(3, 2)"});
+  check_error<deq::ShapeError>([] { Tensor(Shape{}, 1).rows(0, 1); }, {"rows", "()"});
+  // Its bytes, counted modulo 2^64, would be none.
+  check_error<deq::ShapeError>([] { Tensor(Shape{Index{1} << 61}); }, {"(2305843009213693952)"});
 }
 
 // Recording and replaying -------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <initializer_list>
 #include <ostream>
@@ -12,7 +13,8 @@
 namespace deq {
 
 /// The extents of a row-major tensor, outermost first. Feature maps are NCHW: (samples, channels,
-/// height, width). At most `max_rank` dimensions; a scalar has rank 0.
+/// height, width). At most `max_rank` dimensions; a scalar has rank 0. The product of the extents
+/// that are not 0 is an Index, so that no product of some of them overflows.
 class Shape {
  public:
   static constexpr Index max_rank = 6;
@@ -22,9 +24,13 @@ class Shape {
       : Shape(std::span<const Index>(extents.begin(), extents.size())) {}
   explicit Shape(std::span<const Index> extents) : rank_(static_cast<Index>(extents.size())) {
     require<ShapeError>(rank_ <= max_rank, "Shape: at most ", max_rank, " dimensions, got ", rank_);
+    std::copy(extents.begin(), extents.end(), extent_.begin());
+    Index product = 1;
     for (Index i = 0; i < rank_; ++i) {
-      extent_[static_cast<std::size_t>(i)] = extents[static_cast<std::size_t>(i)];
-      require<ShapeError>((*this)[i] >= 0, "Shape: extent ", i, " is negative: ", (*this)[i]);
+      const Index extent = (*this)[i];
+      require<ShapeError>(extent >= 0, "Shape: extent ", i, " is negative: ", extent);
+      require<ShapeError>(extent == 0 || !__builtin_mul_overflow(product, extent, &product),
+                          "Shape: the extents of ", *this, " multiply to 2^63 or more");
     }
   }
 

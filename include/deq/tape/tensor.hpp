@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <initializer_list>
+#include <limits>
 #include <mutex>
 #include <new>
 #include <span>
@@ -30,7 +31,8 @@ struct DerivedKey {
 ///
 /// A Tensor is a handle: a copy names the same numbers (`clone()` copies them), and the memory
 /// returns to the backend's pool with the last handle. Operations on tensors never change their
-/// operands. A tensor made by `view` does not own its memory. A `frozen` handle also keeps what
+/// operands. A handle made of nothing, or moved from, has no numbers: its shape is (0), its data()
+/// null. A tensor made by `view` does not own its memory. A `frozen` handle also keeps what
 /// operations derive from its numbers, a weight packed for convolutions, say.
 ///
 /// What nhwc operations make is an `image`: where the backend's ImageScalar is not its Scalar, it
@@ -125,6 +127,8 @@ class Tensor {
   }
   /// Rows [first, first + n) of the outermost dimension; no copy.
   Tensor rows(Index first, Index n) const {
+    require<ShapeError>(shape_.rank() >= 1 && first >= 0 && n >= 0 && n <= shape_[0] - first,
+                        "rows: ", n, " rows from row ", first, " on are not in ", shape_);
     Tensor t = thawed();
     t.data_ =
         static_cast<char*>(data_) +
@@ -156,6 +160,7 @@ class Tensor {
     return derived_ ? derived_->get(key, make) : make();
   }
   Tensor clone() const {
+    if (!data_) return *this;
     Tensor t = compact_ ? image(shape_) : Tensor(shape_);
     B::copy_bytes(t.data_, data_, bytes());
     return t;
@@ -260,7 +265,10 @@ class Tensor {
   }
   template <class T>
   static std::size_t bytes_of(const Shape& shape) {
-    return static_cast<std::size_t>(shape.size()) * sizeof(T);
+    const auto size = static_cast<std::size_t>(shape.size());
+    require<ShapeError>(size <= std::numeric_limits<std::size_t>::max() / sizeof(T), "Tensor: ",
+                        shape, " is more than memory can hold");
+    return size * sizeof(T);
   }
   std::size_t bytes_of_number() const { return compact_ ? sizeof(ImageNumber) : sizeof(Scalar); }
   std::size_t bytes() const { return static_cast<std::size_t>(size()) * bytes_of_number(); }
@@ -278,7 +286,7 @@ class Tensor {
     std::swap(compact_, other.compact_);
   }
 
-  Shape shape_;
+  Shape shape_{0};
   void* data_ = nullptr;
   Block* block_ = nullptr;
   Derived* derived_ = nullptr;

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <fstream>
 #include <limits>
 #include <mutex>
 #include <set>
@@ -13,6 +14,11 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
 
 #include <doctest/doctest.h>
 
@@ -257,6 +263,34 @@ TEST_CASE("parallel_for works on other threads, unless asked to stay") {
       20, [&](Index i) { ids[static_cast<std::size_t>(i)] = std::this_thread::get_id(); }, true);
   for (const std::thread::id id : ids) CHECK(id == std::this_thread::get_id());
 }
+
+#ifdef __linux__
+TEST_CASE("parallel_for goes on with the threads that the system gives") {
+  std::ifstream statm("/proc/self/statm");
+  rlim_t pages = 0;
+  statm >> pages;
+  REQUIRE(pages > 0);
+  rlimit limit{};
+  REQUIRE(getrlimit(RLIMIT_AS, &limit) == 0);
+  rlimit tight = limit;  // the stacks of a few threads
+  tight.rlim_cur = pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + (rlim_t{64} << 20);
+  const Threads scope(100);
+  REQUIRE(setrlimit(RLIMIT_AS, &tight) == 0);
+  std::vector<int> first, second;
+  std::string error;
+  try {
+    first = visits(1000);
+    second = visits(1000);
+  } catch (const std::exception& e) {
+    error = e.what();
+  }
+  REQUIRE(setrlimit(RLIMIT_AS, &limit) == 0);
+  CHECK(error.empty());
+  CHECK(first == std::vector<int>(1000, 1));
+  CHECK(second == first);
+  CHECK(deq::num_threads() == 100);
+}
+#endif
 
 TEST_CASE("parallel_for: a nested loop runs on the thread that it is called from") {
   const Threads scope(4);

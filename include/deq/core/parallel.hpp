@@ -46,15 +46,20 @@ class FirstError {
   std::exception_ptr error_;
 };
 
-/// The team; the caller works as its thread 0. A thread that has nothing to do looks out for work
-/// for a while before it sleeps: to wake it costs ten times what a loop over a small image takes.
+/// The team; the caller works as its thread 0. Where the system gives no more threads it is smaller
+/// than asked for. A thread that has nothing to do looks out for work for a while before it sleeps:
+/// to wake it costs ten times what a loop over a small image takes.
 class ThreadTeam {
  public:
   /// Must not throw.
   using Job = void (*)(void* context, Index i);
 
   explicit ThreadTeam(int threads) : shares_(static_cast<std::size_t>(threads)) {
-    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+    workers_.reserve(shares_.size() - 1);
+    try {
+      for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+    } catch (const std::exception&) {  // no memory, or a limit of the system
+    }
   }
   ~ThreadTeam() {
     job_ = nullptr;
@@ -64,7 +69,8 @@ class ThreadTeam {
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
-  int size() const { return static_cast<int>(shares_.size()); }
+  int asked_for() const { return static_cast<int>(shares_.size()); }
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   /// Runs job(context, i) for i in [0, n); false if the team is at work for another thread, and
   /// then nothing has run. No thread waits for the team: it may hold what the team's work
@@ -75,7 +81,7 @@ class ThreadTeam {
     job_ = job;
     context_ = context;
     n_ = n;
-    for (std::size_t t = 0; t < shares_.size(); ++t) shares_[t].taken = 0;
+    for (Share& share : shares_) share.taken = 0;
     running_ = size() - 1;
     call();
     take_part(0);
@@ -132,7 +138,7 @@ class ThreadTeam {
   Job job_ = nullptr;
   void* context_ = nullptr;
   Index n_ = 0;
-  std::vector<Share> shares_;        ///< one a thread
+  std::vector<Share> shares_;        ///< one a thread that was asked for
   std::atomic<unsigned> loops_ = 0;  ///< that were begun
   std::atomic<int> running_ = 0;     ///< workers that are not done with this one
   std::vector<std::thread> workers_;
@@ -149,7 +155,7 @@ struct Team {
   }
   ThreadTeam& get() {
     const std::lock_guard lock(mutex);
-    if (!team || team->size() != threads) {
+    if (!team || team->asked_for() != threads) {
       team.reset();
       team = std::make_unique<ThreadTeam>(threads);
     }
@@ -159,7 +165,8 @@ struct Team {
 
 }  // namespace detail
 
-/// Threads that a parallel_for uses; all hardware threads unless set.
+/// Threads that a parallel_for uses, or fewer if the system does not give them; all hardware
+/// threads unless set.
 inline int num_threads() { return detail::Team::instance().threads; }
 
 /// Sets the number of threads, >= 1. Not while a parallel_for is running. No result depends on it.

@@ -137,6 +137,12 @@ TEST_CASE("Adam refuses what does not fit") {
   CHECK_THROWS_AS(adam.restore(1, good, bad), deq::ShapeError);
   CHECK_THROWS_AS(adam.restore(-1, good, good), deq::InvalidArgument);
   CHECK(adam.first_moment(0).data()[0] == 0);  // a refused checkpoint leaves no trace
+  for (const auto& gradient : {deq::Tensor<B>(deq::Shape{1}, 1.0), deq::Tensor<B>()}) {
+    auto with_it = parameters;
+    with_it[0].grad = gradient;
+    CHECK_THROWS_AS(adam.step(with_it, 0.1), deq::ShapeError);
+    CHECK_THROWS_AS(adam.apply(with_it), deq::ShapeError);
+  }
   parameters.emplace_back("one too many", deq::Shape{1});
   CHECK_THROWS_AS(adam.step(parameters, 0.1), deq::ShapeError);
   CHECK(adam.steps() == 0);

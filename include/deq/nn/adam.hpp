@@ -56,7 +56,7 @@ class Adam {
   }
 
   /// Changes every `value` in place by its `grad`: begin_step, then apply. Throws ShapeError if the
-  /// list is not the constructor's.
+  /// list is not the constructor's, or a gradient has not the shape of its value.
   void step(std::span<const Parameter<B>> parameters, double learning_rate) {
     require_parameters(parameters);
     begin_step(learning_rate);
@@ -115,6 +115,8 @@ class Adam {
   void require_parameters(std::span<const Parameter<B>> parameters) const {
     require_same_shapes("parameters", parameters,
                         [](const Parameter<B>& p) -> const Shape& { return p.value.shape(); });
+    require_same_shapes("gradients", parameters,
+                        [](const Parameter<B>& p) -> const Shape& { return p.grad.shape(); });
   }
   template <class Item, class ShapeOf>
   void require_same_shapes(const char* what, std::span<const Item> items, ShapeOf shape_of) const {

@@ -186,6 +186,11 @@ TEST_CASE("json: broken text is rejected with its place") {
   rejected("\"\\ude00\"", "unpaired surrogate");
   rejected(std::string(40, '['), "nested deeper than 32");
   rejected("\"\xFF\"", "not valid UTF-8");
+  std::string many = "[[]";
+  while (many.size() < (std::size_t{3} << 20)) many += ",[]";
+  rejected(many + ']', "more than 1048576 values");
+  CHECK(
+      deq::parse_json(many.substr(0, many.size() - 3) + ']', "source").get_if<deq::Json::Array>());
 }
 
 TEST_CASE("utf-8: what is well-formed") {
@@ -406,6 +411,9 @@ TEST_CASE("safetensors: a file that breaks a rule is rejected") {
     check_rejected(
         one_tensor(R"("dtype":"F64","shape":[2305843009213693952],"data_offsets":[0,0])"),
         {"\"w\"", "2^63 bytes or more"});
+    check_rejected(
+        one_tensor(R"("dtype":"U8","shape":[0,4611686018427387904,4],"data_offsets":[0,0])"),
+        {"\"w\"", "2^63 bytes or more"});
   }
   SUBCASE("overlap") {
     check_rejected(file_bytes(R"({"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},)"
@@ -538,6 +546,11 @@ TEST_CASE("safetensors: what the writer refuses") {
         }).find("\"v\" of shape (2, 2) needs 4 values, got 3") != std::string::npos);
   CHECK_THROWS_AS(writer.add<float>("\xFF", {3}, values), deq::InvalidArgument);
   CHECK_THROWS_AS(writer.metadata("k", "\xFF"), deq::InvalidArgument);
+  auto many = writer;  // what it wrote could not be read again
+  for (int i = 0; i < 1 << 20; ++i) many.metadata(std::to_string(i), "");
+  CHECK(message_of<deq::InvalidArgument>([&] {
+          many.write(directory / "many");
+        }).find("values, more than the 1048576") != std::string::npos);
   writer.write(directory / "t");
   CHECK(deq::SafetensorsFile::open(directory / "t").names() == std::vector<std::string>{"w"});
 }

@@ -69,6 +69,9 @@ inline bool is_utf8(std::string_view text) {
 
 namespace detail {
 
+/// Against texts that exhaust the memory: a value of two bytes takes some hundred.
+inline constexpr std::size_t max_json_values = 1 << 20;
+
 /// Recursive descent over one text; every function leaves `at_` behind what it has read.
 class JsonParser {
  public:
@@ -100,6 +103,7 @@ class JsonParser {
 
   Json value(int depth) {
     if (depth > max_depth) fail("nested deeper than ", max_depth, " levels");
+    if (++values_ > max_json_values) fail("more than ", max_json_values, " values");
     skip_space();
     if (at_end()) fail("unexpected end, expected a value");
     switch (peek()) {
@@ -244,13 +248,15 @@ class JsonParser {
   std::string_view text_;
   std::string_view source_;
   std::size_t at_ = 0;
+  std::size_t values_ = 0;
 };
 
 }  // namespace detail
 
 /// Reads one JSON value, white space around it allowed. Throws FormatError, its message beginning
 /// with `source` (a file name) and giving the byte, if the text is not well-formed UTF-8, not JSON,
-/// names a member of an object twice, or is nested deeper than 32 levels.
+/// names a member of an object twice, is nested deeper than 32 levels, or has more than 2^20
+/// values.
 inline Json parse_json(std::string_view text, std::string_view source) {
   return detail::JsonParser(text, source).parse();
 }

@@ -37,7 +37,8 @@
 namespace deq {
 
 namespace detail {
-/// The reference implementation's limit, against headers that exhaust the memory.
+/// The reference implementation's limit. What a header takes in memory is bounded by
+/// max_json_values.
 inline constexpr std::uint64_t max_safetensors_header = 100'000'000;
 inline constexpr std::string_view safetensors_metadata_key = "__metadata__";
 }  // namespace detail
@@ -211,7 +212,7 @@ class SafetensorsFile {
       constexpr auto limit = static_cast<std::uint64_t>(std::numeric_limits<Index>::max());
       require<FormatError>(extent == 0 || bytes <= limit / extent, where(name),
                            "has a shape of 2^63 bytes or more");
-      bytes *= extent;
+      if (extent > 0) bytes *= extent;  // the extents beside a 0 are a Shape's as well
       out.push_back(static_cast<Index>(extent));
     }
     return Shape(out);
@@ -339,7 +340,8 @@ class SafetensorsWriter {
     metadata_[key] = value;
   }
 
-  /// Writes the file, whole or not at all (write_file_atomically). Throws IoError.
+  /// Writes the file, whole or not at all (write_file_atomically). Throws IoError; InvalidArgument
+  /// if its header is larger than one that SafetensorsFile reads.
   void write(const std::filesystem::path& path) const {
     std::vector<const Tensor*> layout;
     for (const Tensor& tensor : tensors_) layout.push_back(&tensor);
@@ -368,6 +370,7 @@ class SafetensorsWriter {
 
   std::string header(std::span<const Tensor* const> layout) const {
     std::string out = "{";
+    std::size_t values = 2 + metadata_.size();  // that its JSON has, or one less
     const auto separate = [&] { out += out.back() == '{' ? "" : ","; };
     if (!metadata_.empty()) {
       out += json_string(detail::safetensors_metadata_key) + ":{";
@@ -387,8 +390,11 @@ class SafetensorsWriter {
         out += message(i ? "," : "", tensor->shape[i]);
       out += message("],\"data_offsets\":[", begin, ',', end, "]}");
       begin = end;
+      values += 6 + static_cast<std::size_t>(tensor->shape.rank());
     }
     out += '}';
+    require(values <= detail::max_json_values, "SafetensorsWriter: the header has ", values,
+            " values, more than the ", detail::max_json_values, " that SafetensorsFile reads");
     out.resize((out.size() + 7) / 8 * 8, ' ');
     require(out.size() <= detail::max_safetensors_header, "SafetensorsWriter: the header has ",
             out.size(), " bytes, above the format's limit of ", detail::max_safetensors_header);

@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <optional>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -455,6 +457,26 @@ TEST_CASE("a tape says what is wrong, and goes on working") {
       },
       {"two tapes"});
   CHECK(gradients(tape, y, two, x)[0].to_host() == std::vector<double>{1, 1});
+
+  // A variable does not become what takes its place, on this tape or on one at the same address.
+  tape.clear();
+  const Var now = tape.input(two);
+  tape.input(two);
+  const Var twice = scale(now, 2);
+  check_error<deq::InvalidArgument>(vjp(y, two, {now}, {two}), {"no longer"});
+  check_error<deq::InvalidArgument>(vjp(twice, two, {x}, {two}), {"no longer"});
+  check_error<deq::InvalidArgument>([&] { square(x); }, {"no longer"});
+  check_error<deq::InvalidArgument>([&] { x + now; }, {"no longer"});
+  CHECK(tape.holds(now));
+  CHECK_FALSE(tape.holds(x));
+  CHECK(x.value().to_host() == std::vector<double>{1, 1});  // its value is there as before
+  CHECK(gradients(tape, twice, two, now)[0].to_host() == std::vector<double>{2, 2});
+  std::optional<Tape> short_lived(std::in_place);
+  const Var stale = short_lived->input(two);
+  short_lived.reset();
+  short_lived.emplace();
+  short_lived->input(two);
+  check_error<deq::InvalidArgument>([&] { square(stale); }, {"no longer"});
 }
 
 // Operations of one's own -------------------------------------------------------------------------

@@ -20,6 +20,7 @@ Tape<B>* common_tape(std::span<const Var<B>> xs) {
     if (!x.tape()) continue;
     require(!tape || tape == x.tape(), "an operation mixes variables of two tapes");
     tape = x.tape();
+    require(tape->holds(x), "an operation has a variable that its tape holds no longer");
   }
   return tape;
 }

@@ -3,11 +3,13 @@
 // sweep, one vector-Jacobian product an operation. Knows nothing of solvers.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include <deq/core/stamp.hpp>
 #include <deq/tape/operation.hpp>
 
 namespace deq {
@@ -33,11 +35,13 @@ class Var {
 
  private:
   friend class Tape<B>;
-  Var(Tensor<B> value, Tape<B>* tape, Index id) : value_(std::move(value)), tape_(tape), id_(id) {}
+  Var(Tensor<B> value, Tape<B>* tape, Index id, std::uint64_t recording)
+      : value_(std::move(value)), tape_(tape), id_(id), recording_(recording) {}
 
   Tensor<B> value_;
   Tape<B>* tape_ = nullptr;
   Index id_ = -1;
+  std::uint64_t recording_ = 0;
 };
 
 namespace detail {
@@ -84,14 +88,19 @@ class Tape {
   /// A leaf: a value with respect to which derivatives can be asked for.
   Var<B> input(Tensor<B> value) {
     nodes_.push_back({value.shape(), value.compact(), nullptr});
-    return {std::move(value), this, size() - 1};
+    return var_of_last(std::move(value));
   }
 
   /// Number of nodes, leaves included.
   Index size() const { return static_cast<Index>(nodes_.size()); }
 
-  /// Forgets everything recorded; the memory stays with the pools. Vars made before are void.
+  /// True if x stands for a node of what is recorded now.
+  bool holds(const Var<B>& x) const { return x.tape_ == this && x.recording_ == recording_; }
+
+  /// Forgets everything recorded; the memory stays with the pools. Vars made before are void:
+  /// whatever differentiates them, or records an operation on them, throws InvalidArgument.
   void clear() {
+    recording_ = detail::fresh_stamp();
     nodes_.clear();
     sections_.clear();
     in_section_ = false;  // also after an exception
@@ -134,17 +143,19 @@ class Tape {
     using Entry = RecordOf<Op>;
     void* place = HostPool::instance().acquire(sizeof(Entry));
     nodes_.push_back({y.shape(), y.compact(), RecordPtr(new (place) Entry(std::move(op), y, xs))});
-    return {std::move(y), this, size() - 1};
+    return var_of_last(std::move(y));
   }
 
  private:
+  Var<B> var_of_last(Tensor<B> value) { return {std::move(value), this, size() - 1, recording_}; }
+
   void reverse(const Var<B>& output, const Tensor<B>& cotangent, std::span<const Var<B>> wrt,
                std::span<const Tensor<B>> gradients, bool accumulate, bool forget) {
     require(wrt.size() == gradients.size(), "Tape::vjp: ", wrt.size(), " variables but ",
             gradients.size(), " gradients");
     require<ShapeError>(cotangent.shape() == output.shape(), "Tape::vjp: the cotangent has shape ",
                         cotangent.shape(), ", the output ", output.shape());
-    require(!output.tape() || (output.tape() == this && output.id() < size()),
+    require(!output.tape() || holds(output),
             "Tape::vjp: the output is on another tape, or no longer on this one");
     const std::size_t n = nodes_.size();
     slots_.assign(n, {});
@@ -246,7 +257,7 @@ class Tape {
   }
 
   void pin(const Var<B>& x, const Tensor<B>& gradient, bool accumulate) {
-    require(x.tape() == this && x.id() < size(), "Tape::vjp: a variable is not on this tape");
+    require(holds(x), "Tape::vjp: a variable is not on this tape, or no longer");
     require<ShapeError>(gradient.shape() == x.shape(), "Tape::vjp: the gradient has shape ",
                         gradient.shape(), ", its variable ", x.shape());
     const auto id = static_cast<std::size_t>(x.id());
@@ -337,6 +348,7 @@ class Tape {
     if (!slot.pinned) slot.tensor = {};
   }
 
+  std::uint64_t recording_ = detail::fresh_stamp();  ///< what Vars of another one do not stand for
   std::vector<Node> nodes_;
   std::vector<Section> sections_;
   bool in_section_ = false;

@@ -266,8 +266,8 @@ class Tensor {
   template <class T>
   static std::size_t bytes_of(const Shape& shape) {
     const auto size = static_cast<std::size_t>(shape.size());
-    require<ShapeError>(size <= std::numeric_limits<std::size_t>::max() / sizeof(T), "Tensor: ",
-                        shape, " is more than memory can hold");
+    require<ShapeError>(size <= std::numeric_limits<std::size_t>::max() / sizeof(T),
+                        "Tensor: ", shape, " is more than memory can hold");
     return size * sizeof(T);
   }
   std::size_t bytes_of_number() const { return compact_ ? sizeof(ImageNumber) : sizeof(Scalar); }

@@ -395,6 +395,34 @@ TEST_CASE("an equilibrium is one node of an outer tape") {
   }
 }
 
+TEST_CASE("a solution that is solved again is not the one that a tape has recorded") {
+  const Setup s;
+  auto layer = tight_layer(Exact{});
+  using Solution = decltype(layer)::Solution<B, 1, 2>;
+  Solution one, other;
+  Tape<B> tape;
+  const std::vector<Var<B>> x{tape.input(s.x), tape.input(s.c)};
+  const auto record = [&](const Var<B>& of, Solution& into) {
+    return record_equilibrium(layer, s.z0, inputs(of), params(Var<B>(s.W), Var<B>(s.b)),
+                              Output::state, into);
+  };
+  const T h = random_tensor(s.z0.shape(), 41);
+  std::vector<T> grads{T(s.x.shape()), T(s.x.shape())};
+  const Var<B> both = record(x[0], one) + record(x[1], other);
+  tape.vjp(both, h, x, grads);
+  CHECK(same_bits(grads[0], layer.gradient(one, h).inputs[0]));
+  CHECK(same_bits(grads[1], layer.gradient(other, h).inputs[0]));
+
+  const Var<B> again = record(x[0], other);  // and `both` has lost a part
+  CHECK_THROWS_WITH_AS(tape.vjp(both, h, x, grads), doctest::Contains("a solution of its own"),
+                       InvalidArgument);
+  tape.vjp(again, h, x, grads);
+  const auto of_one = [&] { return layer.solve(s.z0, inputs(s.x), params(s.W, s.b)); };
+  other = of_one();  // as many solves as before, but not the same
+  CHECK_THROWS_AS(tape.vjp(again, h, x, grads), InvalidArgument);
+  layer.gradient(other, h);  // which knows of no tape
+}
+
 TEST_CASE("a gradient that nobody wants is not computed, the others are the same") {
   const Setup s;
   auto layer = tight_layer(Exact{});
@@ -474,6 +502,29 @@ TEST_CASE("misuse throws and says what came") {
   CHECK_THROWS_WITH_AS(layer.gradient(eq, T({5, 5}, 0.0)), doctest::Contains("(5, 5)"), ShapeError);
   auto shrinking = equilibrium<Broyden<>, Jfb>([](const auto& z) { return slice(z, 1, 0, 2); });
   CHECK_THROWS_WITH_AS(shrinking.solve(s.z0), doctest::Contains("it returned (5, 2)"), ShapeError);
+  auto permuting = equilibrium<Broyden<>, Jfb>([](const auto& z) {
+    return reshape(z, {z.extent(0), 3, 2});
+  });
+  CHECK_THROWS_WITH_AS(permuting.solve(T({5, 2, 3}, 0.0)),
+                       doctest::Contains("it returned (5, 3, 2)"), ShapeError);
+
+  // Memory that is too small, or of another shape.
+  EquilibriumGradients<B> g;
+  g.inputs = {T({2, 6})};
+  g.params = {T({6, 6}), T(Shape{6})};
+  CHECK_THROWS_WITH_AS(layer.gradient(eq, s.c, g),
+                       doctest::Contains("of input 0 has shape (2, 6), the input has (5, 6)"),
+                       ShapeError);
+  g.inputs = {T()};
+  g.params[1] = T(Shape{5});
+  CHECK_THROWS_WITH_AS(layer.gradient(eq, s.c, g),
+                       doctest::Contains("of parameter 1 has shape (5), the parameter has (6)"),
+                       ShapeError);
+
+  auto moved = std::move(layer);
+  CHECK_THROWS_WITH_AS(layer.solve(s.z0, inputs(s.x), params(s.W, s.b)),
+                       doctest::Contains("moved from"), InvalidArgument);
+  layer = std::move(moved);
   layer.solver.stopping.relative_tolerance = -1;
   CHECK_THROWS_WITH_AS(layer.solve(s.z0, inputs(s.x), params(s.W, s.b)),
                        doctest::Contains("relative_tolerance must be >= 0, got -1"),

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <typeindex>
 #include <utility>
 #include <vector>
@@ -14,6 +18,7 @@
 #include <deq/core/in_order.hpp>
 #include <deq/core/lending_pool.hpp>
 #include <deq/core/parallel.hpp>
+#include <deq/core/stamp.hpp>
 #include <deq/layer/arguments.hpp>
 #include <deq/layer/taped_map.hpp>
 #include <deq/solver/broyden.hpp>
@@ -104,6 +109,8 @@ class Equilibrium {
       return blocks_[static_cast<std::size_t>(block)].inverse;
     }
     Index block_size() const { return block_size_; }
+    /// Tells this solve from every other; 0 before the first.
+    std::uint64_t stamp() const { return stamp_; }
 
    private:
     friend class Equilibrium;
@@ -111,6 +118,7 @@ class Equilibrium {
       Index first = 0, count = 0;
       std::shared_ptr<Kept> inverse;
     };
+    std::uint64_t stamp_ = 0;
     Shape state_;
     Index block_size_ = 0;
     Tensor<B> start_;  ///< z0, where an unrolled computation is recorded again
@@ -185,7 +193,8 @@ class Equilibrium {
   }
 
   /// The same into tensors that exist already; overwrites them. An empty tensor in g.inputs or
-  /// g.params is a gradient that nobody wants; it is not computed.
+  /// g.params is a gradient that nobody wants; it is not computed. Throws ShapeError if another one
+  /// has not the shape of what it belongs to.
   template <Backend B, std::size_t NX, std::size_t NP>
   void gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h,
                 EquilibriumGradients<B>& g) {
@@ -257,6 +266,7 @@ class Equilibrium {
     for (const Tensor<B>& xi : x.list)
       require<ShapeError>(xi.shape().rank() >= 1 && xi.extent(0) == count, "Equilibrium: z0 holds ",
                           count, " samples, an input has shape ", xi.shape());
+    solution.stamp_ = detail::fresh_stamp();
     solution.adjoint = {};  // that of the solution before
     solution.z = {};
     solution.z = z0.clone();
@@ -311,6 +321,16 @@ class Equilibrium {
                  [&](Index b) { with_block(solution, b, work); });
   }
 
+  /// Gradients are empty, or of the shapes of what they belong to.
+  template <Backend B>
+  static void require_gradients(const char* what, std::span<const Tensor<B>> gradients,
+                                const std::vector<Tensor<B>>& of) {
+    for (std::size_t i = 0; i < gradients.size(); ++i)
+      require<ShapeError>(!gradients[i] || gradients[i].shape() == of[i].shape(),
+                          "Equilibrium::gradient: the gradient of ", what, ' ', i, " has shape ",
+                          gradients[i].shape(), ", the ", what, " has ", of[i].shape());
+  }
+
   /// A solution that is not const is not needed any more.
   template <class Sol, Backend B>
   void differentiate(Sol& solution, const Tensor<B>& h, std::span<const Tensor<B>> inputs,
@@ -321,6 +341,8 @@ class Equilibrium {
             "Equilibrium::gradient: needs ", solution.x_.size(), " input and ",
             solution.theta_.size(), " parameter gradients, got ", inputs.size(), " and ",
             params.size());
+    require_gradients("input", inputs, solution.x_);
+    require_gradients("parameter", params, solution.theta_);
     if (adjoint.shape() != h.shape() || !adjoint.unique()) adjoint = Tensor<B>(h.shape());
     report.reset(h.extent(0));
     if (solution.blocks_.empty())  // no samples, no gradient
@@ -471,6 +493,7 @@ class Equilibrium {
   template <Backend B, std::size_t NX, std::size_t NP>
   detail::LendingPool<Workspace<B, NX, NP>>& workspaces(const Solution<B, NX, NP>&) {
     using Pool = detail::LendingPool<Workspace<B, NX, NP>>;
+    require(pools_mutex_ != nullptr, "Equilibrium: this layer has been moved from");
     const std::lock_guard lock(*pools_mutex_);
     for (auto& [type, pool] : pools_)
       if (type == std::type_index(typeid(Pool))) return *static_cast<Pool*>(pool.get());

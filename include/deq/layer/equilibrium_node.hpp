@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
+#include <span>
+#include <utility>
+
 #include <deq/layer/equilibrium.hpp>
 
 namespace deq {
@@ -23,10 +27,14 @@ struct EquilibriumOperation {
   Solution* solution;
   std::size_t inputs;
   Tensor<B> value;
+  std::uint64_t stamp;  ///< of the solve that has found it
 
   Tensor<B> forward(std::span<const Tensor<B>>) { return std::move(value); }
 
   void vjp(const Reverse<B>& r) const {
+    require(solution->stamp() == stamp,
+            "record_equilibrium: the solution holds another solve than the one recorded; until the "
+            "backward pass every recorded equilibrium needs a solution of its own");
     PoolVector<Tensor<B>> gradients;
     for (const Sink<B>& sink : r.grad)
       gradients.push_back(sink ? Tensor<B>(sink.shape()) : Tensor<B>());
@@ -48,7 +56,8 @@ struct EquilibriumOperation {
 /// Solves, and records the equilibrium as one node of the tape that x and theta live on. `solution`
 /// keeps the state, the inverse and the report, and after the backward pass the adjoint and its
 /// report; a backward pass that clears the tape gives the inverse back. Layer and solution must
-/// outlive the tape's use of the node.
+/// outlive the tape's use of the node, and the solution must stay that of this solve: otherwise the
+/// backward pass throws InvalidArgument.
 template <class Layer, Backend B, std::size_t NX, std::size_t NP, class Solution>
 Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<Var<B>, NX>& x,
                           const Params<Var<B>, NP>& theta, Output output, Solution& solution) {
@@ -64,7 +73,9 @@ Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<Var<B>
     layer.solve(z0, of_x, of_theta, solution);
     return solution.z;
   };
-  detail::EquilibriumOperation<Layer, Solution, B> operation{&layer, &solution, split, find()};
+  Tensor<B> value = find();
+  detail::EquilibriumOperation<Layer, Solution, B> operation{&layer, &solution, split,
+                                                             std::move(value), solution.stamp()};
   PoolVector<Var<B>> arguments(x.list.begin(), x.list.end());
   arguments.insert(arguments.end(), theta.list.begin(), theta.list.end());
   return record_list(std::move(operation), std::span<const Var<B>>(arguments));

@@ -142,8 +142,8 @@ class TapedMap {
         Shape(std::span<const Index>(extents.data(), static_cast<std::size_t>(state_.rank() + 1))));
   }
   void check_shape(const Shape& y, Index count) const {
-    const bool fits =
-        y.rank() == state_.rank() + 1 && y[0] == count && y.product(1, y.rank()) == state_.size();
+    bool fits = y.rank() == state_.rank() + 1 && y[0] == count;
+    for (Index i = 0; fits && i < state_.rank(); ++i) fits = y[i + 1] == state_[i];
     require<ShapeError>(fits, "f must return the shape of its state, ", count, " samples of ",
                         state_, "; it returned ", y);
   }

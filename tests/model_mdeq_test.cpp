@@ -353,22 +353,42 @@ TEST_CASE_TEMPLATE("weights go to a file and come back with the same bits", S, f
   for (std::size_t i = 0; i < from.size(); ++i)
     CHECK(to[i] == std::vector<Other>(from[i].begin(), from[i].end()));
 
-  // The same file but for one tensor, which is missing or has another shape.
-  const auto refused = [&](const std::string& name, bool missing, const std::string& why) {
+  // The same file but for one tensor, which is missing, or `add` writes it: nothing is loaded.
+  loaded.model = Mdeq<Cpu<S>>(three_branches(), 99);
+  const auto refused = [&](const std::string& name, const auto& add, const std::string& why) {
     SafetensorsWriter writer;
     for (const std::string& other : file.names())
       if (other != name && file.dtype(other) != Dtype::i64)
         writer.add<S>(other, file.shape(other), file.read<S>(other));
-    if (!missing) writer.add<S>(name, {1, 2}, std::array<S, 2>{});
+    add(writer);
     writer.write(path);
+    const auto before = loaded.content();
     check_error<FormatError>([&] { loaded.model.load(SafetensorsFile::open(path)); }, {why});
+    CHECK(loaded.content() == before);
     all.write(path);
   };
   for (const auto& [name, shape] : std::map<std::string, std::string>{
            {"classifier.weight", "(5, 6)"}, {"downsample.4.running_var", "(4)"}}) {
-    refused(name, true, "no tensor \"" + name + '"');
-    refused(name, false, '"' + name + "\" has shape (1, 2), the network needs " + shape);
+    refused(
+        name, [](SafetensorsWriter&) {}, "no tensor \"" + name + '"');
+    refused(
+        name,
+        [&](SafetensorsWriter& w) {
+          w.add<S>(name, {1, 2}, std::array<S, 2>{});
+        },
+        '"' + name + "\" has shape (1, 2), not " + shape);
   }
+  const std::string batches = "downsample.4.num_batches_tracked";
+  const auto refused_batches = [&](const Shape& shape, const auto& values, const std::string& why) {
+    using T = typename std::remove_cvref_t<decltype(values)>::value_type;
+    refused(
+        batches, [&](SafetensorsWriter& w) { w.add<T>(batches, shape, values); },
+        '"' + batches + "\" " + why);
+  };
+  refused_batches({0}, std::array<std::int64_t, 0>{}, "has shape (0), it should be one number");
+  refused_batches({2}, std::array<std::int64_t, 2>{1, 2}, "has shape (2)");
+  refused_batches({}, std::array{1.5F}, "has floating-point elements");
+  refused_batches({}, std::array<std::int64_t, 1>{-7}, "should be >= 0, it is -7");
   fs::remove(path);
 }
 

@@ -141,6 +141,12 @@ cp "$good" "$checkpoint"
 fails 1 "was made with --gradient gdeq, not with --gradient implicit" "${resumed[@]}"
 fails 1 "exists: go on with --resume, or choose another --out" "${small[@]}"
 check "and is still there" cmp "$good" "$checkpoint"
+# The same bytes under another type and shape.
+same_options=("${training[@]:3}" --gradient gdeq --resume)
+LC_ALL=C sed 's/"steps":{"dtype":"I64","shape":\[\]/"steps":{"dtype":"U8","shape":[8]/' "$good" >"$checkpoint"
+fails 1 'tensor "steps" has shape (8), it should be one number' "${same_options[@]}"
+LC_ALL=C sed 's/"epoch":{"dtype":"F64","shape":\[5\]/"epoch":{"dtype":"U8","shape":[40]/' "$good" >"$checkpoint"
+fails 1 'tensor "epoch" has shape (40), not (5)' "${same_options[@]}"
 
 if [[ $failures -gt 0 ]]; then
   cat "$work/stderr"

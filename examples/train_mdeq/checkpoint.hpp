@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include <deq/backend/cpu/cpu.hpp>
 #include <deq/io/safetensors.hpp>
+#include <deq/nn/read.hpp>
 
 #include "trainer.hpp"
 
@@ -47,7 +49,7 @@ void save_checkpoint(const std::filesystem::path& path, const Options& options,
 
 /// Continues from a file of save_checkpoint: returns the sums of the unfinished epoch. Throws
 /// deq::IoError or deq::FormatError if it cannot be read or is none, deq::InvalidArgument if it was
-/// made with other options.
+/// made with other options; the trainer is then as before.
 template <deq::Backend B>
 Totals load_checkpoint(const std::filesystem::path& path, const Options& options,
                        Trainer<B>& trainer) {
@@ -59,17 +61,19 @@ Totals load_checkpoint(const std::filesystem::path& path, const Options& options
     deq::require(found->second == value, path.string(), ": was made with ", name, ' ',
                  found->second, ", not with ", name, ' ', value);
   }
-  trainer.model().load(file);
   std::vector<deq::Tensor<B>> first, second;
   for (const deq::Parameter<B>& p : trainer.model().parameters()) {
-    first.emplace_back(p.value.shape(), file.read<float>("adam.first." + p.name));
-    second.emplace_back(p.value.shape(), file.read<float>("adam.second." + p.name));
+    first.push_back(deq::read_tensor<B>(file, "adam.first." + p.name, p.value.shape()));
+    second.push_back(deq::read_tensor<B>(file, "adam.second." + p.name, p.value.shape()));
   }
-  trainer.adam().restore(file.read<std::int64_t>("steps").at(0), first, second);
-  const std::vector<double> sums = file.read<double>("epoch");
+  const std::int64_t steps = deq::read_count(file, "steps");
+  const auto sums = deq::read_tensor<deq::Cpu<double>>(
+      file, "epoch", {static_cast<deq::Index>(detail::totals_fields.size())});
+  trainer.model().load(file);
+  trainer.adam().restore(steps, first, second);
   Totals epoch;
   for (std::size_t i = 0; i < detail::totals_fields.size(); ++i)
-    epoch.*detail::totals_fields[i] = sums.at(i);
+    epoch.*detail::totals_fields[i] = sums.data()[i];
   return epoch;
 }
 

@@ -19,6 +19,7 @@
 #include <deq/nn/adam.hpp>
 #include <deq/nn/augment.hpp>
 #include <deq/nn/dropout.hpp>
+#include <deq/nn/read.hpp>
 #include <deq/nn/schedule.hpp>
 #include <deq/solver/anderson.hpp>
 #include <deq/solver/broyden.hpp>

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <utility>
@@ -12,6 +14,7 @@
 #include <deq/model/mdeq_function.hpp>
 #include <deq/model/mdeq_layout.hpp>
 #include <deq/nn/parameter.hpp>
+#include <deq/nn/read.hpp>
 
 namespace deq {
 
@@ -110,17 +113,25 @@ class Mdeq {
     return linear(pooled, classifier, p.next());
   }
 
-  /// Reads every parameter and running statistic under its PyTorch name. Names that the network
-  /// does not have are ignored; a missing name or another shape throws FormatError.
+  /// Reads every parameter and running statistic under its PyTorch name; a file without a number of
+  /// batches leaves that as it is. Names that the network does not have are ignored. Throws
+  /// FormatError for a missing name, another shape or a number of batches that is none, and then
+  /// changes nothing.
   void load(const SafetensorsFile& file) {
-    for (Parameter<B>& p : parameters_) p.value = read(file, p.name, p.value.shape());
-    for (std::size_t i = 0; i < norms_.size(); ++i) {
+    std::vector<Tensor<B>> values;
+    for (const Parameter<B>& p : parameters_)
+      values.push_back(read_tensor<B>(file, p.name, p.value.shape()));
+    std::vector<BatchNormState<B>> norms = norms_;
+    for (std::size_t i = 0; i < norms.size(); ++i) {
       const std::string& name = layout_.batch_norms[i].name;
-      norms_[i].running_mean = read(file, name + ".running_mean", norms_[i].running_mean.shape());
-      norms_[i].running_var = read(file, name + ".running_var", norms_[i].running_var.shape());
+      for (const auto& [statistic, part] : {std::pair(&norms[i].running_mean, ".running_mean"),
+                                            std::pair(&norms[i].running_var, ".running_var")})
+        *statistic = read_tensor<B>(file, name + part, statistic->shape());
       const std::string batches = name + ".num_batches_tracked";
-      if (file.contains(batches)) norms_[i].batches = file.read<std::int64_t>(batches).at(0);
+      if (file.contains(batches)) norms[i].batches = read_count(file, batches);
     }
+    for (std::size_t i = 0; i < values.size(); ++i) parameters_[i].value = std::move(values[i]);
+    std::move(norms.begin(), norms.end(), norms_.begin());
   }
   /// Adds every parameter and running statistic under its PyTorch name.
   void save(SafetensorsWriter& writer) const {
@@ -166,13 +177,6 @@ class Mdeq {
     const V residual = conv_norm(y, projection, p, norms, {});
     return nhwc::conv_batch_norm(a, widening, last, norms.mode, {.relu = true},
                                  {.residual = &residual});
-  }
-
-  static Tensor<B> read(const SafetensorsFile& file, const std::string& name, const Shape& shape) {
-    require<FormatError>(file.contains(name), file.path().string(), ": no tensor \"", name, "\"");
-    require<FormatError>(file.shape(name) == shape, file.path().string(), ": tensor \"", name,
-                         "\" has shape ", file.shape(name), ", the network needs ", shape);
-    return Tensor<B>(shape, file.read<S>(name));
   }
 
   void initialise(std::uint64_t seed) {

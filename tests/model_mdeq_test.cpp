@@ -373,8 +373,8 @@ TEST_CASE_TEMPLATE("weights go to a file and come back with the same bits", S, f
         name, [](SafetensorsWriter&) {}, "no tensor \"" + name + '"');
     refused(
         name,
-        [&](SafetensorsWriter& w) {
-          w.add<S>(name, {1, 2}, std::array<S, 2>{});
+        [n = name](SafetensorsWriter& w) {
+          w.add<S>(n, {1, 2}, std::array<S, 2>{});
         },
         '"' + name + "\" has shape (1, 2), not " + shape);
   }

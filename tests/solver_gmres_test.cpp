@@ -101,6 +101,8 @@ TEST_CASE("Counts: one product a Krylov vector, one evaluation at the start and 
   CHECK(solved.sample().converged());
   CHECK(relative_error(solved.z, exact(a, b)) < 1e-13);
   CHECK(solved.sample().evaluations == 5);
+  CHECK(solved.sample().iterations == 3);
+  CHECK(solved.sample().best_iteration == 3);
   CHECK(f.products == 5);
   // Started at the solution nothing is to be done.
   const auto again = solve(Gmres{.stopping = {.relative_tolerance = 1e-12}}, f, solved.z);
@@ -154,6 +156,40 @@ TEST_CASE("A singular system ends with a status and finite numbers") {
   const auto shifted = solve(Gmres{.stopping = stopping}, nilpotent, {0, 0});
   CHECK_FALSE(shifted.sample().converged());
   CHECK(finite(shifted.z));
+}
+
+TEST_CASE("Each sample spends a budget of its own, on products, whatever the cycle") {
+  constexpr Index n = 12;
+  const auto a = Noise(10).vector(n * n, 0.3);
+  std::vector<double> z0 = Noise(11).vector(n);
+  for (std::size_t i = 0; i < n; ++i) z0.push_back(1e-9 * z0[i]);
+  for (const int budget : {1, 4, 7, 12, 40})
+    for (const Index restart : {1, 3, 5, 50}) {
+      CAPTURE(budget);
+      CAPTURE(restart);
+      DenseAffine<B> f(a, std::vector<double>(n));
+      const auto solved = solve(Gmres{.stopping = {.max_iterations = budget,
+                                                   .relative_tolerance = 0,
+                                                   .absolute_tolerance = 1e-10,
+                                                   .stall_window = 0,
+                                                   .trace = true},
+                                      .restart = restart},
+                                f, z0);
+      for (Index s = 0; s < 2; ++s) {
+        const SampleReport& sample = solved.sample(s);
+        const auto cycles =
+            static_cast<int>(solved.report.relative_trace[static_cast<std::size_t>(s)].size());
+        CHECK(sample.evaluations == sample.iterations + cycles + 1);
+        CHECK(sample.iterations <= budget);
+        CHECK(sample.best_iteration <= sample.iterations);
+        CHECK(sample.converged() == (sample.absolute <= 1e-10));
+        if (sample.converged()) continue;
+        CHECK(sample.status == SolveStatus::budget_exhausted);
+        CHECK(sample.iterations == budget);
+      }
+      CHECK(solved.sample(1).iterations <= solved.sample(0).iterations);
+      CHECK(f.products == solved.sample(0).evaluations + solved.sample(1).evaluations);
+    }
 }
 
 TEST_CASE("Samples leave a cycle one by one") {

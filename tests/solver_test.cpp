@@ -169,6 +169,91 @@ TEST_CASE("A residual that has stopped falling is a stall") {
   CHECK(level.sample().status == SolveStatus::budget_exhausted);
 }
 
+TEST_CASE("A stall is found in a window of the residuals, whether all of them are kept or not") {
+  // A residual that halves in each of 15 steps, then in one of 5.
+  for (const int window : {1, 4, 7, 20})
+    for (const double ratio : {1.0, 1.3, 2.5, 1e3}) {
+      const Stopping stopping{.max_iterations = 60,
+                              .relative_tolerance = 1e-12,
+                              .stall_window = window,
+                              .stall_ratio = ratio};
+      Stopping traced = stopping;
+      traced.trace = true;
+      const auto run = [&](const Stopping& rule) {
+        int calls = 0;
+        auto f = column_map<B>(1, [&](Index, const double* z, double* out) {
+          const int k = calls++;
+          out[0] = z[0] + (k < 15 ? std::ldexp(1, -k) : std::ldexp(1 + 0.1 * (k % 5), -15 - k / 5));
+        });
+        return solve(FixedPoint{.stopping = rule}, f, {1});
+      };
+      const auto in_ring = run(stopping), in_trace = run(traced);
+      CAPTURE(window);
+      CAPTURE(ratio);
+      CHECK(in_ring.sample().status == in_trace.sample().status);
+      CHECK(in_ring.sample().iterations == in_trace.sample().iterations);
+      // What the rule says, applied to the trace.
+      const auto& relative = in_trace.report.relative_trace[0];
+      const auto& absolute = in_trace.report.absolute_trace[0];
+      const auto flat = [&](const std::vector<double>& all, std::size_t end) {
+        const auto last = all.begin() + static_cast<Index>(end);
+        const auto [low, high] = std::minmax_element(last - window, last);
+        return *high < ratio * *low;
+      };
+      std::size_t expected = 60;
+      for (std::size_t k = static_cast<std::size_t>(window); k <= relative.size() && expected == 60;
+           ++k)
+        if (flat(relative, k) && flat(absolute, k)) expected = k;
+      CHECK(in_ring.sample().iterations == static_cast<int>(expected));
+    }
+}
+
+TEST_CASE("A budget that is not used costs no memory") {
+  const TanhFamily family(4, 64, 0.5, 5);
+  for_each_solver({.max_iterations = 1'000'000}, [&](auto solver) {
+    using Solver = std::remove_cvref_t<decltype(solver)>;
+    const auto bytes_of = [&] {
+      auto f = column_map<B>(
+          4, [&](Index s, const double* z, double* out) { family.evaluate(s, z, out); });
+      typename Solver::template Workspace<B> ws;
+      HostPool::instance().trim();
+      const std::size_t before = HostPool::instance().bytes();
+      CHECK(solve(solver, f, std::vector<double>(64 * 4), ws).report.all_converged());
+      return HostPool::instance().bytes() - before;
+    };
+    CHECK(bytes_of() < 1'000'000);
+  });
+}
+
+TEST_CASE("A memory that the budget cannot fill is not there, and changes no bit") {
+  const TanhFamily family(20, 3, 0.9, 6);
+  const auto compare = [&](auto roomy) {
+    using Solver = decltype(roomy);
+    roomy.stopping = {.max_iterations = 6, .relative_tolerance = 0};
+    Solver exact = roomy;
+    exact.memory = 6;
+    roomy.memory = 1'000'000'000'000;
+    auto f = column_map<B>(
+        20, [&](Index s, const double* z, double* out) { family.evaluate(s, z, out); });
+    typename Solver::template Workspace<B> a, b;
+    const auto x = solve<KeepInverse::yes>(roomy, f, std::vector<double>(3 * 20), a),
+               y = solve<KeepInverse::yes>(exact, f, std::vector<double>(3 * 20), b);
+    CHECK(x.z == y.z);
+    for (Index s = 0; s < 3; ++s) {
+      CHECK(a.inverse.rank(s) == 6);
+      CHECK(to_dense<B>(a.inverse, s) == to_dense<B>(b.inverse, s));
+    }
+  };
+  for (const WhenFull when_full :
+       {WhenFull::discard_oldest, WhenFull::discard_oldest_first, WhenFull::restart})
+    compare(Broyden<>{.when_full = when_full});
+  compare(Broyden<StepsOnly>{});
+  DenseAffine<B> affine(Noise(7).vector(400, 0.1), Noise(8).vector(20));
+  const Stopping six{.max_iterations = 6, .relative_tolerance = 0};
+  CHECK(solve(Gmres{.stopping = six, .restart = 1'000'000'000'000}, affine, std::vector<double>(20))
+            .z == solve(Gmres{.stopping = six, .restart = 6}, affine, std::vector<double>(20)).z);
+}
+
 TEST_CASE("A residual that grows without bound is a divergence") {
   auto f = column_map<B>(1, [](Index, const double* z, double* out) { out[0] = 3 * z[0] + 1; });
   const auto solved = solve(FixedPoint{}, f, {0});
@@ -269,6 +354,10 @@ TEST_CASE("Parameters outside their domain are refused by name") {
   DenseAffine<B> affine({0.5}, {1});
   CHECK(contains(message_of([&] { solve(Gmres{.restart = 0}, affine, {0}); }),
                  "restart must be >= 1"));
+  CHECK(
+      contains(message_of([&] { solve(Gmres{.stopping = {.scope = Scope::batch}}, affine, {0}); }),
+               "Gmres: works with Scope::sample only"));
+  CHECK(affine.products == 0);
   CHECK(f.evaluations == 0);
 }
 

@@ -64,7 +64,7 @@ struct Broyden {
   static constexpr bool judges_last = std::is_same_v<LineSearch, FullStep>;
 
   Stopping stopping = {};
-  Index memory = 20;  ///< m, updates kept
+  Index memory = 20;  ///< m, updates kept; there is room for max_iterations at most
   WhenFull when_full = Storage::default_when_full;
   LineSearch line_search = {};
 
@@ -96,7 +96,8 @@ struct Broyden {
     constexpr bool full_steps = std::is_same_v<LineSearch, FullStep>;
     validate();
     Inverse<B>& h = ws.inverse;
-    h.prepare(z.dim, memory, z.count, ws.update);
+    // Never are there more updates than iterations.
+    h.prepare(z.dim, std::min<Index>(memory, stopping.max_iterations), z.count, ws.update);
     const Index vectors = Inverse<B>::keeps_direction ? 0 : z.count;
     const BatchView<S> d = ws.d.batch(z.dim, vectors);
     ws.length.resize(z.count);
@@ -148,7 +149,7 @@ struct Broyden {
     const auto judge = [&](BatchView<const S> fz) {
       const auto part = [&](Index first, Index n) { between(steps == 0, fz, first, n); };
       if (alone)
-        B::in_blocks(active.count, z.dim * (std::min(steps, memory) + 4), part);
+        B::in_blocks(active.count, z.dim * (std::min(steps, h.memory()) + 4), part);
       else
         part(0, active.count);
       active = ws.monitor.running(active);

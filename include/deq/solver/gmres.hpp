@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include <deq/solver/concept.hpp>
@@ -63,8 +64,8 @@ class Arnoldi {
     B::for_each(growing, [=] DEQ_HOST_DEVICE(Index s) { ++rank[s]; });
   }
   /// Makes w orthogonal to v_0 .. v_j, which is column j of Hbar, and v_j+1 of it. Returns who goes
-  /// on: whose residual estimate does not meet the tolerance.
-  Samples grow(Samples growing, Index j) {
+  /// on: whose residual estimate does not meet the tolerance, if he is still `in_budget`.
+  Samples grow(Samples growing, Index j, InBudget in_budget) {
     const Index m = m_;
     S *number = number_.data(), *zero = zero_.data(), *rhs = rhs_.data(), *target = target_.data();
     S *first = first_.data(), *second = second_.data();
@@ -105,7 +106,7 @@ class Arnoldi {
         growing,
         [=] DEQ_HOST_DEVICE(Index s) {
           return std::isfinite(number[s]) && columns[s] == j + 1 &&
-                 std::abs(rhs[s * (m + 1) + j + 1]) > target[s];
+                 std::abs(rhs[s * (m + 1) + j + 1]) > target[s] && in_budget(s);
         },
         ids_.data());
     B::axpby(growing, number, BatchView<const S>(w), zero, v());
@@ -141,13 +142,13 @@ class Arnoldi {
 /// Arnoldi with classical Gram-Schmidt, twice; Hbar by plane rotations. One iteration is one
 /// product with A. Within a cycle a sample leaves when its residual estimate meets the tolerance;
 /// at the end of each cycle the true residual is computed (one evaluation) and judged by
-/// `stopping`, where the relative residual is ||g(z)|| / ||f(z)||. stopping.max_iterations counts
-/// products.
+/// `stopping`, where the relative residual is ||g(z)|| / (||f(z)|| + 1e-9). What a sample has of
+/// stopping.max_iterations is spent on its own products. Works with Scope::sample only.
 ///
 /// Memory: (restart + 1) D numbers a sample. Leaves no inverse behind.
 struct Gmres {
   Stopping stopping = {};
-  Index restart = 20;
+  Index restart = 20;  ///< m, products a cycle; there is room for max_iterations at most
 
   template <class B>
   using Inverse = NoInverse;
@@ -170,31 +171,35 @@ struct Gmres {
     detail::check_observer<Observer>();
     using B = typename Map::Backend;
     static_assert(keep == KeepInverse::no, "deq: Gmres leaves no inverse Jacobian behind");
-    require(restart >= 1, "Gmres: restart must be >= 1, got ", restart);
+    validate();
     const auto g = ws.g.batch(z.dim, z.count);
     Samples active = ws.monitor.start(stopping, z.dim, z.count);
-    const auto judge = [&](int steps) {
-      ws.monitor.judge(active, steps, ws.evaluate(f, active, z), z, g, observer);
+    const auto judge = [&] {  // the products have been counted one by one
+      ws.monitor.judge(active, 0, ws.evaluate(f, active, z), z, g, observer);
       active = ws.monitor.running(active);
     };
-    judge(0);
-    for (int k = 0; k < stopping.max_iterations && !B::empty(active);) {
-      const int n = static_cast<int>(std::min<Index>(restart, stopping.max_iterations - k));
-      cycle<B>(f, active, n, g, z, ws);
-      k += n;
-      judge(n);
-    }
+    judge();
+    B::repeat(active, [&] {
+      cycle<B>(f, active, g, z, ws);
+      judge();
+    });
     ws.monitor.finish(z, ws.report);
   }
 
+  void validate() const {
+    require(restart >= 1, "Gmres: restart must be >= 1, got ", restart);
+    require(stopping.scope == Scope::sample, "Gmres: works with Scope::sample only");
+  }
+
  private:
-  /// n steps of Arnoldi from the residual g, then z <- z + V y.
+  /// Arnoldi's steps from the residual g, `restart` of them or what is left, then z <- z + V y.
   template <class B, class Map>
-  void cycle(Map& f, Samples a, Index n, BatchView<typename B::Scalar> g,
-             BatchView<typename B::Scalar> z, Workspace<B>& ws) const {
+  void cycle(Map& f, Samples a, BatchView<typename B::Scalar> g, BatchView<typename B::Scalar> z,
+             Workspace<B>& ws) const {
     using S = typename B::Scalar;
+    const Index n = std::min<Index>(restart, stopping.max_iterations);
     detail::Arnoldi<B>& krylov = ws.krylov;
-    krylov.prepare(z.dim, restart, z.count);
+    krylov.prepare(z.dim, n, z.count);
     krylov.begin(a, stopping, g, ws.monitor.g_squared(), ws.monitor.f_squared());
     Samples growing = a;
     for (Index j = 0; j < n && !B::empty(growing); ++j) {
@@ -204,8 +209,8 @@ struct Gmres {
       f.linear(growing, ws.evaluate.compact(growing, krylov.v()), product);
       B::scatter(growing, product, krylov.w());
       B::axpby(growing, S(1), BatchView<const S>(krylov.v()), S(-1), krylov.w());
-      ws.monitor.count_evaluations(growing, 1);
-      growing = krylov.grow(growing, j);
+      ws.monitor.count_steps(growing);
+      growing = krylov.grow(growing, j, ws.monitor.in_budget());
     }
     krylov.correct(a, z);
   }

@@ -66,28 +66,40 @@ struct Progress {
   SampleReport report;
   double absolute, relative;              ///< of the current iterate
   double first_absolute, first_relative;  ///< after the first step
-  int judgements;                         ///< entries of the residual history
+  int judgements;                         ///< entries made in the residual histories
   bool started;                           ///< has been judged at the start
 };
 
-/// Smallest and largest of the last `window` entries of a history.
+/// Residuals of one sample: entry k is at k mod length, a trace with room for all of them or a ring
+/// of the last `stall_window`.
+struct History {
+  double* entries;
+  int length;
+
+  DEQ_HOST_DEVICE void set(int k, double residual) const { entries[k % length] = residual; }
+};
+
+/// Smallest and largest of the last `window` of `count` >= window entries, which are all that a
+/// ring has.
 struct Range {
   double low = std::numeric_limits<double>::infinity();
   double high = 0;
 };
-DEQ_HOST_DEVICE inline Range range_of_last(const double* history, int length, int window) {
+DEQ_HOST_DEVICE inline Range range_of_last(History history, int count, int window) {
   Range range;
-  for (int k = length - window; k < length; ++k) {
-    range.low = history[k] < range.low ? history[k] : range.low;
-    range.high = history[k] > range.high ? history[k] : range.high;
+  const int end = count < history.length ? count : history.length;
+  for (int k = end - window; k < end; ++k) {
+    const double residual = history.entries[k];
+    range.low = residual < range.low ? residual : range.low;
+    range.high = residual > range.high ? residual : range.high;
   }
   return range;
 }
 
 /// Judges one sample, given the squared norms of g and f: at the start, then after so many more
 /// steps. Returns whether the iterate is the best so far.
-DEQ_HOST_DEVICE inline bool judge(const Stopping& rule, Progress& p, double* relative_history,
-                                  double* absolute_history, int steps, double g_squared,
+DEQ_HOST_DEVICE inline bool judge(const Stopping& rule, Progress& p, History relative_history,
+                                  History absolute_history, int steps, double g_squared,
                                   double f_squared) {
   const int k = p.started ? p.report.iterations + steps : 0;
   p.started = true;
@@ -101,8 +113,8 @@ DEQ_HOST_DEVICE inline bool judge(const Stopping& rule, Progress& p, double* rel
       p.first_absolute = p.absolute;
       p.first_relative = p.relative;
     }
-    relative_history[p.judgements] = p.relative;
-    absolute_history[p.judgements] = p.absolute;
+    relative_history.set(p.judgements, p.relative);
+    absolute_history.set(p.judgements, p.absolute);
     ++p.judgements;
   }
   const bool finite = std::isfinite(p.absolute) && std::isfinite(p.relative);
@@ -147,15 +159,16 @@ struct JudgeSample {
   const S *g_squared, *f_squared;
   Progress* progress;
   double *relative_history, *absolute_history;
-  Index history_length;
+  int history_length;
   bool* improved;
 
   template <class Team>
   DEQ_HOST_DEVICE void operator()(Index s, const Team& team) const {
     if (team.rank == 0)
-      improved[s] = judge(rule, progress[s], relative_history + s * history_length,
-                          absolute_history + s * history_length, steps,
-                          static_cast<double>(g_squared[s]), static_cast<double>(f_squared[s]));
+      improved[s] =
+          judge(rule, progress[s], {relative_history + s * history_length, history_length},
+                {absolute_history + s * history_length, history_length}, steps,
+                static_cast<double>(g_squared[s]), static_cast<double>(f_squared[s]));
     team.sync();
   }
 };
@@ -169,6 +182,15 @@ struct Learns {
     const SolveStatus status = progress[s].report.status;
     return status == SolveStatus::running ||
            (to_the_end && status == SolveStatus::budget_exhausted);
+  }
+};
+/// Who may take another step.
+struct InBudget {
+  const Progress* progress;
+  int max_iterations;
+
+  DEQ_HOST_DEVICE bool operator()(Index s) const {
+    return progress[s].report.iterations < max_iterations;
   }
 };
 /// Counts an update of the inverse that had to be left out, for the samples where skipped[s].
@@ -230,7 +252,10 @@ class Monitor {
     progress_.resize(count);
     g_squared_.resize(count);
     f_squared_.resize(count);
-    history_length_ = std::max(rule.max_iterations, 1);
+    // A trace has every residual, the test for a stall looks at a window of them.
+    history_length_ = rule.max_iterations;
+    if (!rule.trace) history_length_ = std::min(history_length_, rule.stall_window);
+    history_length_ = std::max(history_length_, 1);
     relative_history_.resize(count * history_length_);
     absolute_history_.resize(count * history_length_);
     active_.resize(count);
@@ -303,7 +328,17 @@ class Monitor {
   detail::Learns learns(bool to_the_end) const { return {progress_.data(), to_the_end}; }
   detail::CountSkipped count_skipped(const bool* skipped) { return {progress_.data(), skipped}; }
 
-  /// Counts evaluations of f that were not followed by a judgement (a line search, a Krylov cycle).
+  detail::InBudget in_budget() const { return {progress_.data(), rule_.max_iterations}; }
+
+  /// Counts a step of each sample, of one evaluation, that is not judged at once (a Krylov cycle).
+  void count_steps(Samples a) {
+    Progress* progress = progress_.data();
+    B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
+      ++progress[s].report.iterations;
+      ++progress[s].report.evaluations;
+    });
+  }
+  /// Counts evaluations of f that were not followed by a judgement (a line search).
   void count_evaluations(Samples a, int n) {
     Progress* progress = progress_.data();
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) { progress[s].report.evaluations += n; });
@@ -375,7 +410,7 @@ class Monitor {
 
   Stopping rule_;
   Index dim_ = 0, count_ = 0;
-  Index history_length_ = 1;
+  int history_length_ = 1;
   Array<B> best_, g_squared_, f_squared_;
   Array<B, Progress> progress_;
   Array<B, double> relative_history_, absolute_history_;

@@ -369,6 +369,72 @@ TEST_CASE_TEMPLATE("Implicit is Exact, whatever its linear solver", Solver, Broy
   }
 }
 
+TEST_CASE_TEMPLATE("Implicit and its certificate know no size of h", Solver, Broyden<>,
+                   Broyden<StepsOnly>, Anderson, FixedPoint, Gmres) {
+  const auto check = [](auto scalar, const std::vector<int>& exponents) {
+    using B = Cpu<decltype(scalar)>;
+    const Family<B> family;
+    Implicit<Solver> implicit;
+    implicit.solver.stopping.max_iterations = 60;
+    const auto of = [&](const std::vector<VectorXd>& h) {
+      return adjoints<B>(implicit, family.jacobian, h);
+    };
+    for (const Scope scope : {Scope::sample, Scope::batch}) {
+      if (std::is_same_v<Solver, Gmres> && scope == Scope::batch) continue;
+      implicit.solver.stopping.scope = scope;
+      for (const bool absolute : {false, true}) {
+        (absolute ? implicit.solver.stopping.absolute_tolerance
+                  : implicit.solver.stopping.relative_tolerance) = 1e-4;
+        (absolute ? implicit.solver.stopping.relative_tolerance
+                  : implicit.solver.stopping.absolute_tolerance) = 0;
+        const Adjoints one = of(family.h);
+        CHECK(one.report.worst_residual() < 1e-3);
+        for (const int exponent : exponents) {
+          CAPTURE(exponent);
+          std::vector<VectorXd> scaled = family.h;
+          for (VectorXd& h : scaled) h *= std::ldexp(1, exponent);
+          const Adjoints now = of(scaled);
+          for (Index s = 0; s < family.count; ++s) {
+            const AdjointSample &a = one.report.samples[at(s)], &b = now.report.samples[at(s)];
+            CHECK(a.status == SolveStatus::converged);
+            CHECK(a.status == b.status);
+            CHECK(a.vjps == b.vjps);
+            CHECK(b.residual == doctest::Approx(a.residual));
+            CHECK(now.w[at(s)] == one.w[at(s)] * std::ldexp(1, exponent));
+          }
+        }
+      }
+    }
+    // The cotangent of one sample only is small, or 0.
+    implicit.solver.stopping.scope = Scope::sample;
+    const Adjoints all = of(family.h);
+    for (const double factor : {std::ldexp(1, exponents.front()), 0.0}) {
+      std::vector<VectorXd> mixed = family.h;
+      mixed[2] *= factor;
+      const Adjoints now = of(mixed);
+      for (Index s = 0; s < family.count; ++s)
+        CHECK(now.w[at(s)] == all.w[at(s)] * (s == 2 ? factor : 1));
+      CHECK(now.report.samples[2].status == SolveStatus::converged);
+      CHECK(now.report.samples[2].vjps <= all.report.samples[2].vjps);
+      if (factor == 0) CHECK(now.report.samples[2].residual == 0);
+    }
+  };
+  check(double{}, {-53, -500, -900, 500, 900});
+  check(float{}, {-53, -75, -110, 75, 110});
+}
+
+TEST_CASE("The certificate of a cotangent 0 is what w leaves") {
+  using B = Cpu<float>;
+  DenseJacobian<B> jacobian{{MatrixXd::Constant(2, 2, 0.25)}};
+  const float h[2] = {}, w[2] = {3, 3};
+  const deq_test::Everybody everybody(1);
+  CertificateWorkspace<B> scratch;
+  AdjointReport report;
+  report.reset(1);
+  certify<B>(everybody, jacobian, {h, 2, 1}, {w, 2, 1}, scratch, report);
+  CHECK(report.samples[0].residual == doctest::Approx(1.5 * std::sqrt(2)));
+}
+
 TEST_CASE("Implicit's samples leave its solve one by one, each with the bits that it has alone") {
   using B = Cpu<double>;
   // Spread from nearly 0 to a slow contraction, so that everybody needs another number of steps.

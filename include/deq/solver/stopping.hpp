@@ -236,6 +236,22 @@ constexpr void check_observer() {
 }
 }  // namespace detail
 
+namespace detail {
+/// Replaces each x_s by the sum of all; `one` is where a set of one sample can be read.
+template <Backend B>
+void share_sum(Samples a, const Index* one, typename B::Scalar* x) {
+  using S = typename B::Scalar;
+  if (a.empty()) return;
+  B::for_each({one, 1}, [=] DEQ_HOST_DEVICE(Index) {
+    double sum = 0;
+    for (Index j = 0; j < a.count; ++j)
+      if (a[j] >= 0) sum += static_cast<double>(x[a[j]]);
+    for (Index j = 0; j < a.count; ++j)
+      if (a[j] >= 0) x[a[j]] = static_cast<S>(sum);
+  });
+}
+}  // namespace detail
+
 /// Keeps the books of a solve: who is still active, how everybody stands, the best iterates.
 template <Backend B>
 class Monitor {
@@ -290,7 +306,9 @@ class Monitor {
   /// status. Of samples that are judged `each_alone` it is judge_sample(steps), in any order.
   template <class Observer>
   void verdict(Samples a, int steps, Observer&& observer) {
-    if (rule_.scope == Scope::batch) share_norms(a);
+    if (rule_.scope == Scope::batch)
+      for (S* squared : {g_squared(), f_squared()})
+        detail::share_sum<B>(a, everybody().id, squared);
     B::for_each_team(a, judge_sample(steps));
     if constexpr (!std::same_as<std::remove_cvref_t<Observer>, NoObserver> &&
                   SolveObserver<Observer>) {
@@ -373,25 +391,6 @@ class Monitor {
     B::for_each(a, [=] DEQ_HOST_DEVICE(Index s) {
       if (progress[s].report.status == SolveStatus::running)
         progress[s].report.status = SolveStatus::stopped;
-    });
-  }
-  /// Replaces each squared norm by its sum over the batch.
-  void share_norms(Samples a) {
-    if (a.empty()) return;
-    S* gg = g_squared();
-    S* ff = f_squared();
-    B::for_each({everybody().id, 1}, [=] DEQ_HOST_DEVICE(Index) {
-      double g_sum = 0, f_sum = 0;
-      for (Index j = 0; j < a.count; ++j) {
-        if (a[j] < 0) continue;
-        g_sum += static_cast<double>(gg[a[j]]);
-        f_sum += static_cast<double>(ff[a[j]]);
-      }
-      for (Index j = 0; j < a.count; ++j) {
-        if (a[j] < 0) continue;
-        gg[a[j]] = static_cast<S>(g_sum);
-        ff[a[j]] = static_cast<S>(f_sum);
-      }
     });
   }
 

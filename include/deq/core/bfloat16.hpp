@@ -20,13 +20,23 @@ class Bfloat16 {
     const bool number = (all & 0x7fffffff) <= 0x7f800000;
     bits_ = static_cast<std::uint16_t>((number ? rounded : all | 0x400000) >> 16);
   }
-  DEQ_HOST_DEVICE explicit Bfloat16(double x) : Bfloat16(static_cast<float>(x)) {}
+  DEQ_HOST_DEVICE explicit Bfloat16(double x) : Bfloat16(rounded_to_odd(x)) {}
 
   DEQ_HOST_DEVICE operator float() const {
     return std::bit_cast<float>(static_cast<std::uint32_t>(bits_) << 16);
   }
 
  private:
+  /// The float below or above x (in magnitude) whose mantissa is odd, or x: it is on the side of
+  /// any middle of two Bfloat16 that x is on, so that rounding it is rounding x.
+  DEQ_HOST_DEVICE static float rounded_to_odd(double x) {
+    const auto nearest = static_cast<float>(x);
+    const auto back = static_cast<double>(nearest);
+    if (back == x || !(back == back)) return nearest;
+    const bool away = x < 0 ? back < x : back > x;
+    return std::bit_cast<float>((std::bit_cast<std::uint32_t>(nearest) - away) | 1u);
+  }
+
   std::uint16_t bits_;
 };
 

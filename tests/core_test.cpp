@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 // Where the memory of a program can be limited: sanitizers need terabytes.
@@ -240,6 +241,12 @@ TEST_CASE("a report counts and averages over its samples") {
   CHECK(report.mean_iterations() == doctest::Approx(6.5));
   CHECK(report.max_iterations() == 9);
   CHECK(report.worst_relative() == 1e-2);
+  for (deq::SampleReport& sample : report.samples) {
+    const double number = std::exchange(sample.relative, std::nan(""));
+    CHECK(std::isnan(report.worst_relative()));
+    sample.relative = number;
+  }
+  CHECK(report.worst_relative() == 1e-2);
   CHECK(name(deq::SolveStatus::non_finite) == "non-finite");
 }
 
@@ -453,4 +460,34 @@ TEST_CASE("Bfloat16 rounds to the nearest, ties to even, and keeps what is no nu
   CHECK(std::isnan(rounded(std::bit_cast<float>(0x7f800001u))));
   CHECK(std::signbit(rounded(-0.f)));
   CHECK(static_cast<float>(deq::Bfloat16(1.0 / 3)) == 0x1.56p-2f);
+}
+
+TEST_CASE("Bfloat16 rounds a double once") {
+  const auto rounded = [](double x) { return static_cast<float>(deq::Bfloat16(x)); };
+  constexpr double infinity = std::numeric_limits<double>::infinity(), tiny = 0x1p-60;
+  for (const double sign : {1.0, -1.0})
+    // Two neighbours, the even one first, and a middle that no float between it and x could tell.
+    for (const auto& [even, odd] : {std::pair{1.0, 1 + 0x1p-7},
+                                    {1 + 0x1p-6, 1 + 0x1p-7},
+                                    {0x1p-132, 0x1p-133},
+                                    {0.0, 0x1p-133}}) {
+      const double middle = (even + odd) / 2, step = (odd - even) * 0x1p-30;
+      CHECK(rounded(sign * even) == sign * even);
+      CHECK(rounded(sign * odd) == sign * odd);
+      CHECK(rounded(sign * middle) == sign * even);
+      CHECK(rounded(sign * (middle + step)) == sign * odd);
+      CHECK(rounded(sign * (middle - step)) == sign * even);
+      CHECK(rounded(sign * (even + step)) == sign * even);
+    }
+  // The largest is (2 - 2^-7) 2^127; what is nearer to 2^128, or half-way, is infinite.
+  constexpr double half_way = (2 - 0x1p-8) * 0x1p127;
+  CHECK(rounded(half_way) == infinity);
+  CHECK(rounded(half_way * (1 - 0x1p-50)) == 0x1.fep127f);
+  CHECK(rounded(std::numeric_limits<double>::max()) == infinity);
+  CHECK(rounded(-std::numeric_limits<double>::max()) == -infinity);
+  CHECK(rounded(-infinity) == -infinity);
+  CHECK(std::isnan(rounded(std::nan(""))));
+  CHECK(rounded(tiny * 0x1p-1000) == 0);
+  CHECK(std::signbit(rounded(-tiny * 0x1p-1000)));
+  CHECK(std::signbit(rounded(-0.0)));
 }

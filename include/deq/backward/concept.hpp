@@ -20,7 +20,7 @@ namespace deq {
 /// What a backward pass reports of one sample.
 struct AdjointSample {
   int vjps = 0;            ///< products J^T w spent on the adjoint, the certificate not counted
-  bool fell_back = false;  ///< Gdeq's guard replaced w by h
+  bool fell_back = false;  ///< w = h, by which Gdeq's guard replaced what it had refined
   SolveStatus status = SolveStatus::converged;  ///< of Implicit's linear solve
   double residual = -1;  ///< ||h - (I - J^T) w|| / ||h|| if a certificate was asked for, else -1
 };
@@ -33,9 +33,10 @@ struct AdjointReport {
     return std::count_if(samples.begin(), samples.end(),
                          [](const AdjointSample& s) { return s.fell_back; });
   }
+  /// NaN if any is.
   double worst_residual() const {
     double worst = -1;
-    for (const AdjointSample& s : samples) worst = std::max(worst, s.residual);
+    for (const AdjointSample& s : samples) worst = detail::worse(worst, s.residual);
     return worst;
   }
   double mean_vjps() const {

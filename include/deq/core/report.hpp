@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -11,6 +12,11 @@
 #include <deq/core/types.hpp>
 
 namespace deq {
+
+namespace detail {
+/// The larger of two residuals, or a NaN, which no comparison would find.
+inline double worse(double a, double b) { return std::isnan(a) || a >= b ? a : b; }
+}  // namespace detail
 
 /// Why a sample left the iteration.
 enum class SolveStatus : std::uint8_t {
@@ -71,9 +77,10 @@ struct SolveReport {
   double mean_relative() const {
     return mean([](const SampleReport& s) { return s.relative; });
   }
+  /// NaN if any is.
   double worst_relative() const {
     double worst = 0;
-    for (const SampleReport& s : samples) worst = std::max(worst, s.relative);
+    for (const SampleReport& s : samples) worst = detail::worse(worst, s.relative);
     return worst;
   }
   int max_iterations() const {

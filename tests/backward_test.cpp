@@ -423,6 +423,20 @@ TEST_CASE_TEMPLATE("Implicit and its certificate know no size of h", Solver, Bro
   check(float{}, {-53, -75, -110, 75, 110});
 }
 
+TEST_CASE("The worst residual of a report is a NaN if there is one") {
+  AdjointReport report;
+  report.reset(3);
+  CHECK(report.worst_residual() == -1);
+  for (const std::size_t s : {0, 1, 2}) {
+    report.reset(3);
+    for (AdjointSample& sample : report.samples) sample.residual = 0.5;
+    report.samples[s].residual = 2;
+    CHECK(report.worst_residual() == 2);
+    report.samples[s].residual = std::nan("");
+    CHECK(std::isnan(report.worst_residual()));
+  }
+}
+
 TEST_CASE("The certificate of a cotangent 0 is what w leaves") {
   using B = Cpu<float>;
   DenseJacobian<B> jacobian{{MatrixXd::Constant(2, 2, 0.25)}};
@@ -547,6 +561,29 @@ TEST_CASE_TEMPLATE("The guard replaces w by h where their norms are too far apar
   }
 }
 
+TEST_CASE("The guard judges what is returned: after the refinements") {
+  using B = Cpu<double>;
+  using enum Gdeq::Refinement;
+  const VectorXd h = (VectorXd(3) << 1, -2, 0.5).finished();
+  const MatrixXd I = identity(3);
+  const auto check = [&](const Gdeq& policy, double j, double inverse, double expected) {
+    CAPTURE(policy.refinements);
+    const DenseInverse<B> H{inverse * I};
+    const Adjoints computed = adjoints<B>(policy, {{j * I}}, {h}, &H);
+    CHECK(error(computed.w[0], expected * h) < 1e-14);
+    CHECK(computed.report.samples[0].fell_back == (expected == 1));
+    CHECK(computed.w[0].norm() <= policy.max_norm_ratio * h.norm());
+    CHECK(computed.report.samples[0].residual == doctest::Approx(std::abs(1 - (1 - j) * expected)));
+  };
+  // An inverse that is far off: neither it nor what it makes of h is returned.
+  for (const int r : {0, 1, 2, 12}) check({.refinements = r, .max_norm_ratio = 3}, 0.5, -100, 1);
+  // Neumann's series diverges, and leaves the bounds at the third step: the error 1/8 times (-3)^r.
+  check({.refinements = 2, .refinement = neumann, .max_norm_ratio = 2}, -3, -0.375, 1.375);
+  check({.refinements = 3, .refinement = neumann, .max_norm_ratio = 2}, -3, -0.375, 1);
+  // What was out of bounds, and then is refined to the solution, is returned.
+  check({.refinements = 1, .refinement = minimal_residual, .max_norm_ratio = 3}, 0.5, -100, 2);
+}
+
 TEST_CASE("The guard catches an inverse that is no number, and lets a zero cotangent be") {
   using B = Cpu<double>;
   const MatrixXd J = MatrixXd::Constant(3, 3, 0.1);
@@ -616,6 +653,11 @@ TEST_CASE("Parameters outside their domain are refused by name") {
   refused(Npg{5, 0}, "Npg: lambda must be in (0, 1], got 0");
   refused(Npg{5, 1.5}, "Npg: lambda must be in (0, 1], got 1.5");
   refused(Gdeq{-1}, "Gdeq: refinements must be >= 0, got -1");
+  refused(Gdeq{.min_norm_ratio = -0.5}, "Gdeq: min_norm_ratio must be >= 0, got -0.5");
+  refused(Gdeq{.min_norm_ratio = std::nan("")}, "Gdeq: min_norm_ratio must be >= 0, got nan");
+  refused(Gdeq{.min_norm_ratio = 2, .max_norm_ratio = 1.5},
+          "Gdeq: max_norm_ratio must be >= min_norm_ratio, 2, got 1.5");
+  refused(Gdeq{.max_norm_ratio = std::nan("")}, "must be >= min_norm_ratio, 0, got nan");
   Implicit<> implicit;
   implicit.solver.stopping.relative_tolerance = -1;
   refused(implicit, "relative_tolerance must be >= 0, got -1");

@@ -19,12 +19,15 @@ namespace deq {
 /// its action to the left need not tend to the exact one as the solve tightens, so ask for the
 /// certificate or refine when in doubt.
 ///
-/// Beyond the paper: a guard that falls back to Jfb (w = h) for a sample whose ||w|| / ||h|| is not
-/// finite or outside [min_norm_ratio, max_norm_ratio] (SHINE's code: 1.8), and refinement steps,
-/// one VJP each (one more in all for minimal_residual), with rho = h - (I - J^T) w:
+/// Beyond the paper: refinement steps, one VJP each (one more in all for minimal_residual), with
+/// rho = h - (I - J^T) w:
+///
 ///     preconditioned     w <- w - H^T rho
 ///     neumann            w <- w + rho
 ///     minimal_residual   w <- w + t p, p = -H^T rho, t minimising ||rho - t (I - J^T) p||
+///
+/// and after them a guard that falls back to Jfb, w = h, for a sample whose w is not finite or has
+/// ||w|| / ||h|| outside [min_norm_ratio, max_norm_ratio] (SHINE's code: 1.8).
 struct Gdeq {
   static constexpr bool needs_inverse = true;
 
@@ -47,15 +50,24 @@ struct Gdeq {
                BatchView<const typename B::Scalar> h, BatchView<typename B::Scalar> w,
                Workspace<B>& ws) const {
     using S = typename B::Scalar;
-    require(refinements >= 0, "Gdeq: refinements must be >= 0, got ", refinements);
+    validate();
     detail::start_report<B>(ws.report, h.count, 0);
     inverse->apply_transpose(everybody, h, w, ws.scratch);
     B::axpby(everybody, S(-2), BatchView<const S>(w), S(1), w);  // w <- -w
-    guard(everybody, h, w, ws);
+    ws.w_squared.resize(h.count);
+    ws.h_squared.resize(h.count);
     if (refinement == Refinement::minimal_residual)
       minimise_residual(everybody, jacobian, *inverse, h, w, ws);
     else
       correct(everybody, jacobian, *inverse, h, w, ws);
+    guard(everybody, h, w, ws);
+  }
+
+  void validate() const {
+    require(refinements >= 0, "Gdeq: refinements must be >= 0, got ", refinements);
+    require(min_norm_ratio >= 0, "Gdeq: min_norm_ratio must be >= 0, got ", min_norm_ratio);
+    require(max_norm_ratio >= min_norm_ratio, "Gdeq: max_norm_ratio must be >= min_norm_ratio, ",
+            min_norm_ratio, ", got ", max_norm_ratio);
   }
 
  public:  // for nvcc, which accepts no device lambda in a private function
@@ -63,8 +75,6 @@ struct Gdeq {
   void guard(Samples everybody, BatchView<const typename B::Scalar> h,
              BatchView<typename B::Scalar> w, Workspace<B>& ws) const {
     using S = typename B::Scalar;
-    ws.w_squared.resize(h.count);
-    ws.h_squared.resize(h.count);
     ws.fallback.resize(h.count);
     B::dot(everybody, w, w, ws.w_squared.data());
     B::dot(everybody, h, h, ws.h_squared.data());
@@ -76,8 +86,8 @@ struct Gdeq {
         [=] DEQ_HOST_DEVICE(Index s) {
           const double w_norm = std::sqrt(static_cast<double>(ww[s]));
           const double h_norm = std::sqrt(static_cast<double>(hh[s]));
-          return !(std::isfinite(w_norm) && w_norm >= low * h_norm && w_norm <= high * h_norm) &&
-                 h_norm > 0;
+          if (!std::isfinite(w_norm)) return true;
+          return h_norm > 0 && !(w_norm >= low * h_norm && w_norm <= high * h_norm);
         },
         ws.fallback.data());
     B::copy(fallback, h, w);

@@ -374,6 +374,17 @@ TEST_CASE("An empty batch is solved at once") {
   CHECK(solve(Gmres{}, affine, {}).report.samples.empty());
 }
 
+TEST_CASE("Samples of no numbers are solved at once, and no null pointer is copied from") {
+  for_each_solver({}, [](const auto& solver) {
+    auto f = column_map<B>(0, [](Index, const double*, double*) {});
+    typename std::remove_cvref_t<decltype(solver)>::template Workspace<B> ws;
+    solver.solve(f, BatchView<double>{nullptr, 0, 3}, ws);
+    CHECK(ws.report.samples.size() == 3);
+    CHECK(ws.report.all_converged());
+    CHECK(ws.report.max_iterations() == 0);
+  });
+}
+
 TEST_CASE("A second solve with the same workspace asks the system for no memory") {
   const TanhFamily family(40, 8, 0.6, 3);
   auto f =

@@ -34,15 +34,6 @@ DEQ_HOST_DEVICE void solve_upper(const S* r, Index ld, Index n, S* x) {
   }
 }
 
-/// x <- R^-T x.
-template <class S>
-DEQ_HOST_DEVICE void solve_upper_transposed(const S* r, Index ld, Index n, S* x) {
-  for (Index i = 0; i < n; ++i) {
-    for (Index j = 0; j < i; ++j) x[i] -= r[j + i * ld] * x[j];
-    x[i] /= r[i + i * ld];
-  }
-}
-
 /// x <- argmin ||R x - b||^2 + lambda ||x||^2 for b given in x, without squaring the condition
 /// number: the rows sqrt(lambda) I are rotated into a copy of R. `work` holds n (n + 1) numbers.
 template <class S>

@@ -259,7 +259,7 @@ struct Cpu : HostWork {
 
  private:
   static void copy_numbers(const S* from, S* to, Index n) {
-    std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(S));
+    copy_bytes(to, from, static_cast<std::size_t>(n) * sizeof(S));
   }
   static void axpby_numbers(S p, const S* x, S q, S* y, Index n) {
     // 0 * y must be 0 even where y holds no number yet.

@@ -44,6 +44,8 @@ struct MyMap {
   Jacobian linearize(In z) const { return {W, 1 - (W * matrix(z) + x).array().tanh().square()}; }
 };
 
+static_assert(deq::LinearizableMap<MyMap>);
+
 int main() {
   constexpr deq::Index dim = 20, batch = 4;
   std::srand(1);

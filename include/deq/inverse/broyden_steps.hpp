@@ -4,7 +4,6 @@
 #include <deq/core/bfloat16.hpp>
 #include <deq/core/error.hpp>
 #include <deq/inverse/concept.hpp>
-#include <deq/inverse/low_rank_pairs.hpp>
 
 namespace deq {
 
@@ -43,7 +42,6 @@ class BroydenSteps {
   using S = typename B::Scalar;
 
  public:
-  static constexpr bool is_quasi_newton = true;
   static constexpr bool keeps_direction = true;  ///< as the newest step
 
   /// Scratch of a solve, shared by all samples.

@@ -2,7 +2,9 @@
 // The inverse Jacobian as an object. It is what a forward solve leaves behind, and what GDEQ uses.
 #pragma once
 
+#include <cmath>
 #include <concepts>
+#include <limits>
 #include <vector>
 
 #include <deq/backend/array.hpp>
@@ -66,10 +68,31 @@ struct BroydenIteration {
 ///   advance(a, it, then, ws)     after that: the rank-one update, z is put aside, d = -H g,
 ///                                z <- z + d
 /// both of which end with then(s, team) for samples that learn, at least; then skipped_s tells
-/// whether the update had to be left out. Only prepare(dim, memory, count, ws) allocates, and calls
-/// for different samples may be made at the same time.
+/// whether the update had to be left out. reset(a) is H = -I. Only prepare(dim, memory, count, ws)
+/// allocates, and calls for different samples may be made at the same time. A constant
+/// keeps_direction says that g and d need no memory of the solver's.
 template <class H, class B>
-concept QuasiNewtonInverse = InverseJacobian<H, B> && H::is_quasi_newton;
+concept QuasiNewtonInverse = InverseJacobian<H, B> &&
+    requires(H& h, Samples a, Index n, const BroydenIteration<typename B::Scalar>& it,
+             detail::AnySampleWork then, typename H::Workspace& ws) {
+  { H::keeps_direction } -> std::convertible_to<bool>;
+  { h.memory() } -> std::convertible_to<Index>;
+  h.prepare(n, n, n, ws);
+  h.reset(a);
+  h.residual(a, it, then, ws);
+  h.plan(it, ws);
+  h.begin(a, it, then, ws);
+  h.advance(a, it, then, ws);
+};
+
+namespace detail {
+/// True if a rank-one update may divide by `denominator`, one of whose terms is `scale`.
+template <class S>
+DEQ_HOST_DEVICE bool safe_denominator(S denominator, S scale) {
+  return std::isfinite(denominator) &&
+         std::abs(denominator) > 4 * std::numeric_limits<S>::epsilon() * std::abs(scale);
+}
+}  // namespace detail
 
 /// Sample s of an inverse as a dense column-major D x D matrix, on the host: for tests. Costs D
 /// products.

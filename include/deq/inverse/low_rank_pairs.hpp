@@ -1,22 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <cmath>
-#include <limits>
-
 #include <deq/core/error.hpp>
 #include <deq/inverse/concept.hpp>
 
 namespace deq {
-
-namespace detail {
-/// True if a rank-one update may divide by `denominator`, one of whose terms is `scale`.
-template <class S>
-DEQ_HOST_DEVICE bool safe_denominator(S denominator, S scale) {
-  return std::isfinite(denominator) &&
-         std::abs(denominator) > 4 * std::numeric_limits<S>::epsilon() * std::abs(scale);
-}
-}  // namespace detail
 
 /// Broyden's inverse in the paper's form, the last m pairs of
 ///
@@ -38,7 +26,6 @@ class LowRankPairs {
   using S = typename B::Scalar;
 
  public:
-  static constexpr bool is_quasi_newton = true;
   static constexpr bool keeps_direction = false;
 
   /// Scratch of a solve, shared by all samples.

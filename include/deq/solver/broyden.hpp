@@ -73,6 +73,10 @@ struct Broyden {
 
   template <class B>
   struct Workspace {
+    static_assert(QuasiNewtonInverse<Inverse<B>, B>,
+                  "deq: the storage of Broyden names an inverse that a rank-one update can build: "
+                  "Pairs, StepsOnly, CompactSteps, or see QuasiNewtonInverse");
+
     SolveReport report;
     Inverse<B> inverse;
 

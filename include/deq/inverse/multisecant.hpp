@@ -10,12 +10,14 @@ namespace deq {
 /// methods for nonlinear acceleration", 2009). With the differences dZ, dG of the last n iterates
 /// and residuals, dG = Q R, and Y = dZ + beta dG,
 ///
-///     H = -beta I + Y M Q^T,   M = argmin_M ||R M - I||_F^2 + lambda ||M||_F^2   (R^-1 for lambda
-///     = 0)
+///     H = -beta I + Y M Q^T
+///     M = argmin_M ||R M - I||_F^2 + lambda ||M||_F^2   (R^-1 for lambda = 0)
 ///
 /// so that z - H g is Anderson's step, and H dG = dZ for lambda = 0.
 ///
-///     | Y, Q | D x m a sample | M | m x m a sample, column-major | rank | n a sample |
+///     | Y, Q | D x m a sample               |              |
+///     | M    | m x m a sample, column-major |              |
+///     | rank | 1 a sample                   | n, <= memory |
 ///
 /// A product costs two passes over m D numbers. Memory: 2 m D numbers a sample.
 template <Backend B>

@@ -33,16 +33,20 @@ class Cursor {
 
 /// The layer f of MDEQ (MDEQ-SPEC.md, section 4; the original's MDEQModule):
 ///
-///     block    a = relu(GN(conv3(z_i)));  a = drop_i(conv3(a)) + x_i;  b_i = GN(relu(GN(a) + z_i))
-///     fuse     s_i = sum_j T_ij(b_j),  T_ij: identity, 1x1 conv + GN + upsampling, or strided 3x3
-///     convs + GN post     z_i' = GN_half(conv1(relu(s_i)))
+///     block    a_i = relu(GN(conv3(z_i)))
+///              c_i = relu(GN(drop_i(conv3(a_i)) + x_i) + z_i)
+///              b_i = GN(c_i)
+///     fuse     s_i = sum_j T_ij(b_j)
+///     post     z_i' = GN_half(conv1(relu(s_i)))
+///
+/// T_ij is the identity, a 1x1 conv, GN and upsampling, or strided 3x3 convs, each with a GN.
 ///
 /// z is (N, D), an mdeq_state. The per-sample inputs are the injections (N, H, W, C) of the first
 /// branches (any number of them, zero for the others), then, in training with dropout, one mask (N,
-/// C_i, 1, 1) for every branch. Each line above is one operation on channels-last images. The
-/// parameters are the effective ones, weight norm applied, in the order of MdeqLayout. No
-/// BatchNorm: samples do not influence each other, bit for bit. Branches wait for each other
-/// between the lines only, and the paths T_ij not at all.
+/// C_i, 1, 1) for every branch. Each line of a block, each convolution of a path T_ij and `post` is
+/// one operation on channels-last images. The parameters are the effective ones, weight norm
+/// applied, in the order of MdeqLayout. No BatchNorm: samples do not influence each other, bit for
+/// bit. Branches wait for each other between the lines only, and the paths T_ij not at all.
 struct MdeqFunction {
   MdeqConfig config;
   bool dropout = false;  ///< masks follow the injections

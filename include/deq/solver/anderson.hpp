@@ -14,8 +14,9 @@ namespace deq {
 /// 2011), each sample a problem of its own. With the last n <= memory differences dG = Q R of
 /// residuals and dZ of iterates:
 ///
-///     gamma = argmin ||g - dG gamma||^2 + lambda ||gamma||^2,   lambda = regularization max_i
-///     |R_ii|^2 z <- z + beta g - (dZ + beta dG) gamma
+///     gamma = argmin ||g - dG gamma||^2 + lambda ||gamma||^2
+///     lambda = regularization max_i |R_ii|^2
+///     z <- z + beta g - (dZ + beta dG) gamma
 ///
 /// A new column is orthogonalised twice (classical Gram-Schmidt); the oldest is removed by plane
 /// rotations of Q and R, when the memory is full or nothing remains of the new one. Normal

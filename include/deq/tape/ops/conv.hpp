@@ -66,8 +66,9 @@ struct Conv2d {
 
 /// y_n,o,i,j = sum_c,k,l w_o,c,k,l x_n,c,i*stride+k-padding,j*stride+l-padding, x being 0 outside.
 /// x (N, C, H, W), w (O, C, kh, kw); y (N, O, H', W'), H' = (H + 2 padding - kh) / stride + 1,
-/// rounded down. Throws ShapeError. The bits of a sample do not depend on the others. Memory: C kh
-/// kw H' W' numbers a thread.
+/// rounded down. Throws ShapeError. The bits of a sample do not depend on the others. Memory, on
+/// the CPU: the weights packed, and C H W + O H' W' numbers a thread; in the gradient of w a
+/// sample.
 template <TensorLike X, TensorLike W>
 auto conv2d(const X& x, const W& w, Conv2dOptions options = {}) {
   return record(Conv2d<typename X::Backend>{options}, x, w);

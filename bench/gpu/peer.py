@@ -5,14 +5,16 @@
 
 DIR holds what gpu_bench --export has written. Results have the names that gpu_bench gives them, but
 for the last part of a step's: step_eager, step_graph (the same as one CUDA graph) and step_compiled
-(f through torch.compile, then one CUDA graph if that works). FILE is written again after each
-result, so that it is worth something when the time is over. What fails is in it with its reason.
-Without a torch that has CUDA, says so and exits with 0.
+(f through torch.compile, then one CUDA graph if that works); f and inference have `_compiled`, too.
+FILE is written again after each result, so that it is worth something when the time is over. What
+fails is in it with its reason. Without a torch that has CUDA, says so and exits with 0.
 
 The peer is the network and the solver of bench/peers in the form that suits a GPU: channels last,
 weights brought into their layout and precision once a pass rather than at every use, batched
 products in Broyden's method, the best iterates chosen without asking the host. bf16 is autocast of
-stem, f and head; the solver and its low-rank inverse stay in float32, as ours do.
+stem, f and head, which has norms in float32; `_throughout` has all of f in bfloat16. The solver
+computes in float32, as ours does. What it keeps is not the same: the peer pairs of vectors in
+float32, ours steps alone, half of the bytes, and in bf16 those as bfloat16, a quarter.
 
 --device cpu tries this program out where there is no GPU.
 """
@@ -55,21 +57,24 @@ class BestWithoutHost(Best):
 
 
 class GpuMdeq(Mdeq):
-    """`compiled`: f goes through torch.compile."""
+    """`way` has "compiled" in it: f goes through torch.compile; "throughout": it is in bfloat16 but
+    for the state."""
 
-    def __init__(self, size, tensors, device, bf16):
+    def __init__(self, size, tensors, device, bf16, way):
         super().__init__(size, {name: t.to(device) for name, t in tensors.items()},
                          channels_last=True)
-        self.device_type, self.bf16, self.compiled = device, bf16, False
+        self.device_type, self.bf16 = device, bf16
+        self.compiled, self.throughout = "compiled" in way, "throughout" in way
 
-    def autocast(self):
-        return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.bf16)
+    def autocast(self, enabled=True):
+        return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.bf16 and enabled)
 
     def effective(self):
         theta = super().effective()
         dtype = torch.bfloat16 if self.bf16 else torch.float32
-        return {name: t.to(dtype=dtype, memory_format=torch.channels_last) if t.dim() == 4 else t
-                for name, t in theta.items()}
+        others = torch.bfloat16 if self.throughout else torch.float32
+        return {name: t.to(dtype=dtype, memory_format=torch.channels_last) if t.dim() == 4
+                else t.to(others) for name, t in theta.items()}
 
     def stem(self, images, train):
         with self.autocast():
@@ -81,11 +86,12 @@ class GpuMdeq(Mdeq):
             return super().head(z, train).float()
 
     def function(self, theta, x, masks=None):
-        plain = super().function(theta, x, masks)
+        dtype = torch.bfloat16 if self.throughout else torch.float32
+        plain = super().function(theta, x.to(dtype), masks and [m.to(dtype) for m in masks])
 
         def f(z):
-            with self.autocast():
-                return plain(z).float()
+            with self.autocast(not self.throughout):
+                return plain(z.to(dtype)).float()
 
         return torch.compile(f, dynamic=False) if self.compiled else f
 
@@ -187,9 +193,13 @@ class Bench:
         return {"seconds": self.seconds(graph.replay) / calls, "recorded": 1}
 
     def forget(self):
-        """Memory from here on."""
         for h in (gradients.forward, gradients.backward):
             h.u = h.v = torch.empty(0)
+        self.from_here_on()
+
+    def from_here_on(self):
+        """Memory. After work has been done once: what cuDNN needed to choose its algorithms is not
+        what the work needs."""
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
@@ -199,7 +209,7 @@ class Bench:
         if not self.cuda:
             return {}
         return {"peak_bytes": torch.cuda.max_memory_allocated(),
-                "device_bytes": torch.cuda.max_memory_reserved()}
+                "device_bytes": torch.cuda.max_memory_reserved(), "tuned": 1}
 
     # Pieces of work --------------------------------------------------------------------------------
 
@@ -208,14 +218,14 @@ class Bench:
         # Broyden's products are ours in float32.
         torch.backends.cuda.matmul.allow_tf32 = False
 
-    def network(self, size, precision):
+    def network(self, size, precision, way=""):
         tensors = load(str(pathlib.Path(self.o.data) / f"{size}.safetensors"))
         device = self.o.device
         images = tensors.pop("images").to(device).contiguous(memory_format=torch.channels_last)
         labels = tensors.pop("labels").to(device)
         masks = [tensors.pop(f"mask.{i}").to(device) for i in range(len(CHANNELS[size]))]
         z = tensors.pop("z").to(device)
-        model = GpuMdeq(size, tensors, device, precision == "bf16")
+        model = GpuMdeq(size, tensors, device, precision == "bf16", way)
         # The file has a state's branches as (C, H, W).
         maps = [flat.unflatten(1, (c, 32 >> i, 32 >> i)) for i, (c, flat) in
                 enumerate(zip(model.channels, z.split(model.sizes, dim=1)))]
@@ -224,8 +234,7 @@ class Bench:
     def step(self, size, precision, how):
         self.set_precision(precision)
         self.forget()
-        model, images, labels, masks, _ = self.network(size, precision)
-        model.compiled = how == "step_compiled"
+        model, images, labels, masks, _ = self.network(size, precision, how)
         # A rate of 0, as in gpu_bench.
         fused = {"fused": True, "capturable": True} if self.cuda else {}
         adam = torch.optim.Adam(model.parameters, lr=0.0, **fused)
@@ -235,43 +244,54 @@ class Bench:
             adam.step()
             return loss, z
 
-        result = {"recorded": 0}
-        loss, z = train()
-        result["loss"], result["z"] = float(loss), float(z.double().norm())
-        del loss, z
-        work = train
+        def norms(loss, z):
+            return {"loss": float(loss), "z": float(z.double().norm())}
+
+        result = {"recorded": 0, **norms(*train())}
+        self.from_here_on()
+        work, kept = train, []
+
+        def keep():
+            kept.clear()
+            kept.extend(train())
+
         if how != "step_eager":
             try:
-                work = self.graph(train).replay
+                work = self.graph(keep).replay
                 result["recorded"] = 1
             except RuntimeError as e:
-                if how == "step_graph":
+                if "graph" in how:
                     raise
                 result["why"] = str(e).splitlines()[0][:300]
         result["seconds"] = self.seconds(work)
         result["images_per_second"] = len(images) / result["seconds"]
-        return {**result, **self.memory()}
+        result.update(self.memory())
+        if result["recorded"]:
+            result.update(norms(*kept))  # where each launch has put them
+        return result
 
-    def alone(self, size, precision, recorded):
+    def alone(self, size, precision, way):
         """f."""
         self.set_precision(precision)
         self.forget()
-        model, images, _, _, z = self.network(size, precision)
+        model, images, _, _, z = self.network(size, precision, way)
         with torch.no_grad():
             theta = {name: t.detach() for name, t in model.effective().items()}
             f = model.function(theta, model.stem(images, train=False))
             out = float(f(z).double().norm())
-            result = self.recorded(lambda: f(z)) if recorded else {"seconds": self.seconds(lambda: f(z))}
+            work = lambda: f(z)
+            result = {"seconds": self.seconds(work)} if way == "_eager" else self.recorded(work)
         return {**result, "out": out, "images_per_second": len(images) / result["seconds"]}
 
-    def inference(self, size, precision, batch, recorded):
+    def inference(self, size, precision, batch, way):
         self.set_precision(precision)
         self.forget()
-        model, images, *_ = self.network(size, precision)
+        model, images, *_ = self.network(size, precision, way)
         images = images[:batch].contiguous(memory_format=torch.channels_last)
         work = lambda: gradients.logits(model, images)
         result = {"logits": float(work()[0].double().norm())}
-        result["seconds"] = self.seconds(self.graph(work).replay if recorded else work)
+        self.from_here_on()
+        result["seconds"] = self.seconds(work if way == "_eager" else self.graph(work).replay)
         return {**result, "images_per_second": batch / result["seconds"], **self.memory()}
 
     def convolution(self, precision, v, what):
@@ -369,27 +389,30 @@ def main():
         if size not in there and parts != ["convolutions"]:
             print(f"peer: no {size}.safetensors in {o.data}", file=sys.stderr)
 
+    throughout = lambda p: ("", "_throughout") if p == "bf16" else ("",)
+
     def steps(sizes):
         for size in sizes:
             for p in precisions:
-                for how in ("step_eager", "step_graph"):
+                for how in ("step_eager", *("step_graph" + way for way in throughout(p))):
                     bench.attempt(f"{p}/{size}/{how}", lambda: bench.step(size, p, how))
 
-    def compiled(sizes):
+    def compiled_steps(sizes):
         for size in sizes:
             for p in precisions:
-                bench.attempt(f"{p}/{size}/step_compiled",
-                              lambda: bench.step(size, p, "step_compiled"), needs=60)
+                for how in ("step_compiled" + way for way in throughout(p)):
+                    bench.attempt(f"{p}/{size}/{how}", lambda: bench.step(size, p, how), needs=60)
 
-    def pieces(sizes):
+    def pieces(sizes, compiled=False):
         for size in sizes:
             for p in precisions:
-                bench.attempt(f"{p}/{size}/f_eager", lambda: bench.alone(size, p, False))
-                bench.attempt(f"{p}/{size}/f", lambda: bench.alone(size, p, True))
-                for batch in sorted({1, o.batch}):
-                    for kind, recorded in (("_eager", False), ("", True)):
-                        bench.attempt(f"{p}/{size}/inference_{batch}{kind}",
-                                      lambda: bench.inference(size, p, batch, recorded))
+                for way in (["_compiled" + w for w in throughout(p)] if compiled
+                            else ["_eager", *throughout(p)]):
+                    needs = 30 if compiled else 10
+                    bench.attempt(f"{p}/{size}/f{way}", lambda: bench.alone(size, p, way), needs)
+                    for batch in sorted({1, o.batch}):
+                        bench.attempt(f"{p}/{size}/inference_{batch}{way}",
+                                      lambda: bench.inference(size, p, batch, way), needs)
 
     def all_convolutions(sizes, kernel):
         for size in sizes:
@@ -409,11 +432,13 @@ def main():
         if "convolutions" in parts:
             all_convolutions(chosen, 3)
         if "compiled" in parts:
-            compiled(with_data)
+            compiled_steps(with_data)
         if "model" in parts:
             pieces(with_data)
         if "convolutions" in parts:
             all_convolutions(chosen, 1)
+        if "compiled" in parts:
+            pieces(with_data, compiled=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@
 //               [--batch N] [--seconds S] [--json FILE] [--export DIR]
 //
 // The first three may be repeated; left out, each means everything but epochs. Prints a line for
-// each measurement to stderr, and one JSON object to stdout or FILE. --export writes the weights
-// and the data of each size for peer.py, and measures nothing. Exits with 77 where there is no GPU.
+// each measurement to stderr, and one JSON object to stdout or FILE, which is replaced after each
+// measurement. --export writes the weights and the data of each size for peer.py, and measures
+// nothing. Exits with 77 where there is no GPU.
 //
 // A floor is the larger of FLOP over the peak of the unit that multiplies, and bytes over the
 // bandwidth of the memory: every operand read once, every result written once, as it is stored, in
@@ -92,22 +93,13 @@ int run(const Options& o) {
   std::fprintf(stderr, "%s, compute capability %d.%d, copies %.0f GB/s, peaks %s\n",
                machine.name.c_str(), machine.major, machine.minor, 1e-9 * machine.copy_bandwidth,
                machine.peaks ? "published" : "unknown");
-  Report report(machine);
+  Report report(machine, o.batch, o.json);
   if (Options::wants(o.parts, "passes")) {
     passes(o, report);
     deq::cuda::DevicePool::instance().trim();
   }
   measure_precisions(o, machine, report);
-  const std::string json = report.json(o.batch);
-  if (o.json.empty()) {
-    std::fputs(json.c_str(), stdout);
-  } else {
-    std::FILE* const file = std::fopen(o.json.c_str(), "w");
-    if (!file || std::fputs(json.c_str(), file) < 0 || std::fclose(file) != 0) {
-      std::fprintf(stderr, "gpu_bench: cannot write %s\n", o.json.c_str());
-      return 1;
-    }
-  }
+  if (o.json.empty()) std::fputs(report.json().c_str(), stdout);
   return report.failures() ? 1 : 0;
 }
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -18,11 +19,18 @@
 
 namespace gpu_bench {
 
-using Storage = deq::CompactSteps;
+/// The solver's steps are stored as coarsely as images are.
+template <class B>
+using Storage = std::conditional_t<std::is_same_v<deq::ImageScalar<B>, deq::Bfloat16>,
+                                   deq::CompactSteps, deq::StepsOnly>;
+template <class B>
+constexpr double step_bytes = std::is_same_v<Storage<B>, deq::CompactSteps> ? sizeof(deq::Bfloat16)
+                                                                            : float_bytes;
 
 /// Broyden's method with a budget of iterations that nothing cuts short, so that all do the same
 /// work.
-inline deq::Broyden<Storage> broyden() {
+template <class B>
+deq::Broyden<Storage<B>> broyden() {
   return {.stopping = {.max_iterations = forward_iterations,
                        .relative_tolerance = 0,
                        .divergence_factor = INFINITY,
@@ -34,7 +42,7 @@ inline deq::Broyden<Storage> broyden() {
 template <class B>
 struct Work {
   using Numbers = deq::Tensor<B>;
-  using Classifier = deq::MdeqClassifier<B, deq::Broyden<Storage>, deq::Gdeq>;
+  using Classifier = deq::MdeqClassifier<B, deq::Broyden<Storage<B>>, deq::Gdeq>;
 
   deq::Mdeq<B> model;
   Numbers images;
@@ -61,7 +69,7 @@ struct Work {
     return deq::dropout_mask<B>({batch(), c.channels_of(branch), 1, 1}, c.dropout,
                                 {.step = step, .layer = static_cast<std::uint32_t>(branch)});
   }
-  Classifier classifier() { return Classifier(model, broyden(), deq::Gdeq{}); }
+  Classifier classifier() { return Classifier(model, broyden<B>(), deq::Gdeq{}); }
 
   void save(const std::filesystem::path& path) const {
     deq::SafetensorsWriter writer;
@@ -230,6 +238,7 @@ class Model {
         {{"images_per_second", static_cast<double>(o_.batch) / seconds},
          {"evaluations", evaluations(pass.solve)},
          {"peak_bytes", memory.peak()},
+         {"step_bytes", step_bytes<B>},
          {"device_bytes", memory.device()},
          {"loss", pass.loss},
          {"z", norm(training.classifier.solution().z.to_host())},
@@ -297,8 +306,8 @@ class Model {
       record();
       add("vjp", recorded_seconds(o_.seconds, [&] { map.vjp(a, work.z.batch(), out.batch()); }));
     }
-    auto layer =
-        deq::equilibrium<deq::Broyden<Storage>, deq::Gdeq>(work.model.function(false), broyden());
+    auto layer = deq::equilibrium<deq::Broyden<Storage<B>>, deq::Gdeq>(work.model.function(false),
+                                                                       broyden<B>());
     const Numbers start(work.z.shape(), 0.f);
     const auto inputs = deq::inputs(std::span<const Numbers>(x));
     const auto params = deq::params(std::span<const Numbers>(theta));

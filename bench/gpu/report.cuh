@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// The measurements: a line each while they are made, all of them as JSON in the end.
+// The measurements: a line each while they are made, and a file that always has all of them so far.
 #pragma once
 
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <optional>
 #include <set>
 #include <string>
@@ -32,7 +34,11 @@ inline std::string number(std::optional<double> x) {
 
 class Report {
  public:
-  explicit Report(const Machine& machine) : machine_(machine) {}
+  /// Without a file, the measurements go to the standard output when they are complete.
+  Report(const Machine& machine, Index batch, std::filesystem::path file)
+      : machine_(machine), batch_(batch), file_(std::move(file)) {
+    write();
+  }
 
   /// One measurement: what it took, the least it could take, and whatever else is known.
   void add(const std::string& name, const Timing& t, double flop, double bytes,
@@ -67,16 +73,16 @@ class Report {
     for (const auto& [key, value] : more)
       if (value) std::fprintf(stderr, "  %s %.6g", key.c_str(), *value);
     std::fputc('\n', stderr);
-    put(name, fields);
+    put(name, "{" + Report::fields(fields) + "}");
   }
   void failed(const std::string& name, const std::string& why) {
     std::fprintf(stderr, "%-52s failed: %s\n", name.c_str(), why.c_str());
-    results_.emplace_back(name, "{\"error\": " + quoted(why) + "}");
+    put(name, "{\"error\": " + quoted(why) + "}");
     failures_ = true;
   }
   bool failures() const { return failures_; }
 
-  std::string json(Index batch) const {
+  std::string json() const {
     const Machine& m = machine_;
     Fields numbers{
         {"multiprocessors", m.processors},   {"driver", m.driver},     {"runtime", m.runtime},
@@ -87,7 +93,7 @@ class Report {
     std::string out = "{\"device\": {\"name\": " + quoted(m.name) + ", \"capability\": \"" +
                       std::to_string(m.major) + "." + std::to_string(m.minor) +
                       "\", \"peaks\": " + (m.peaks ? "\"published\"" : "\"unknown\"") + ", " +
-                      fields(numbers) + "},\n \"batch\": " + std::to_string(batch) +
+                      fields(numbers) + "},\n \"batch\": " + std::to_string(batch_) +
                       ",\n \"results\": {";
     for (std::size_t i = 0; i < results_.size(); ++i)
       out += (i ? ",\n  " : "\n  ") + quoted(results_[i].first) + ": " + results_[i].second;
@@ -101,11 +107,24 @@ class Report {
       out += (out.empty() ? "" : ", ") + quoted(key) + ": " + number(value);
     return out;
   }
-  void put(const std::string& name, const Fields& list) {
-    results_.emplace_back(name, "{" + fields(list) + "}");
+  void put(const std::string& name, const std::string& result) {
+    results_.emplace_back(name, result);
+    write();
+  }
+  /// In one go, so that whoever ends this program leaves a file that is whole.
+  void write() const {
+    if (file_.empty()) return;
+    std::filesystem::path written = file_;
+    written += ".new";
+    std::ofstream out(written);
+    out << json() << std::flush;
+    deq::require<deq::IoError>(out.good(), "cannot write ", written.string());
+    std::filesystem::rename(written, file_);
   }
 
   const Machine& machine_;
+  const Index batch_;
+  const std::filesystem::path file_;
   std::vector<std::pair<std::string, std::string>> results_;
   bool failures_ = false;
 };

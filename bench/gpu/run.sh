@@ -2,30 +2,33 @@
 # SPDX-License-Identifier: MIT
 # Builds, tests and measures the CUDA backend on this machine's GPU, from any directory:
 #     bash bench/gpu/run.sh [--build-only] [--no-build] [--arch ARCH] [--march MARCH] [--budget SECONDS]
-#                           [--batch N] [--seconds S] [--jobs N] [--out DIR]
+#                           [--batch N] [--seconds S] [--jobs N] [--out DIR] [--all-epochs]
 # Everything within the budget (540 s): a stage for which no time is left is skipped, and says so.
-# Writes DATE-GPU.json and DATE-GPU.md to DIR (bench/gpu/results). Needs nvcc 13, g++ 12, Eigen and
-# doctest; not CMake. Headers are looked for in $EIGEN_DIR and $DOCTEST_DIR, then where the system
-# has them. --no-build takes the programs that an earlier run, here or on another
-# machine, has left in build/gpu.
-# Exits with 1 if something failed, with 77 if there is no GPU (0 with --build-only).
+# Writes DATE-GPU-REVISION.json and .md to DIR (bench/gpu/results), and nothing over what is there.
+# Needs nvcc 13, g++ 12, Eigen and doctest; not CMake. Headers are looked for in $EIGEN_DIR and
+# $DOCTEST_DIR, then where the system has them. --no-build takes the programs that an earlier run,
+# here or on another machine, has left in build/gpu, and reports the revision that they were built
+# from. --all-epochs measures two epochs in tf32 and strict float as well, which takes 2 minutes.
+# Exits with 1 if something failed, was killed, or if a test did not run; with 77 if there is no GPU
+# (0 with --build-only).
 set -euo pipefail
 
 here=$(pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 build=build/gpu out=bench/gpu/results
 budget=540 batch=128 seconds=0.1 jobs=$(nproc)
-arch='' march='' build_only=false no_build=false
+arch='' march='' build_only=false no_build=false all_epochs=false
 
 usage() {
   echo "usage: bench/gpu/run.sh [--build-only | --no-build] [--arch ARCH] [--march MARCH]" \
-    "[--budget SECONDS] [--batch N] [--seconds S] [--jobs N] [--out DIR]" >&2
+    "[--budget SECONDS] [--batch N] [--seconds S] [--jobs N] [--out DIR] [--all-epochs]" >&2
   exit 2
 }
 while [[ $# -gt 0 ]]; do
   case $1 in
     --build-only) build_only=true ;;
     --no-build) no_build=true ;;
+    --all-epochs) all_epochs=true ;;
     --arch | --march | --budget | --batch | --seconds | --jobs | --out)
       [[ -n ${2:-} ]] || usage
       declare "${1#--}=$2"
@@ -41,11 +44,12 @@ if $build_only && $no_build; then usage; fi
 tests=(cuda_contract_test cuda_kernels_test cuda_conv_test cuda_equilibrium_test cuda_graph_test
   cuda_training_test)
 precisions=(Bf16 Tf32 Strict)
-mkdir -p "$build/logs" "$build/data"
+mkdir -p "$build/logs"
 stages=$build/stages.tsv
 : >"$stages"
-rm -f "$build"/*.json
+rm -f "$build"/*.json "$build"/*.json.new
 failures=0
+outcome=''  # of the last stage
 
 # --- Stages ----------------------------------------------------------------------------------------
 
@@ -54,6 +58,7 @@ left() { echo $((budget - SECONDS)); }
 note() {
   printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$stages"
   printf '%-9s %-34s %4s s  %s\n' "$2" "$1" "$3" "$4" >&2
+  outcome=$2
   if [[ $2 == failed ]]; then failures=$((failures + 1)); fi
 }
 log_of() { echo "$build/logs/${1//[^a-zA-Z0-9_]/_}.log"; }
@@ -62,16 +67,26 @@ last_words() {
   { grep -iE 'error|fail|not supported|exception' "$1" || cat "$1"; } 2>/dev/null | tail -n 1 |
     tr '\t' ' ' | cut -c 1-200
 }
-# judge STAGE CODE SECONDS: notes how a stage ended.
+# judge STAGE CODE SECONDS [PATTERN]: notes how a stage ended. If it passed, its log has the pattern.
 judge() {
   local log
   log=$(log_of "$1")
   case $2 in
-    0) note "$1" passed "$3" '' ;;
+    0)
+      if [[ -n ${4:-} ]] && ! grep -qE -- "$4" "$log"; then
+        note "$1" failed "$3" "exits with 0, but does not say: $4"
+      else
+        note "$1" passed "$3" ''
+      fi
+      ;;
     77) note "$1" skipped "$3" "$(last_words "$log")" ;;
-    124 | 137) note "$1" failed "$3" 'the time was over' ;;
+    124 | 137) note "$1" failed "$3" 'killed, or it did not end in time' ;;
     *) note "$1" failed "$3" "exit status $2: $(last_words "$log")" ;;
   esac
+}
+# What a test program says when it has done its work: a filter may match nothing, data may be missing.
+proof_of() {
+  if [[ $1 == check_reference ]]; then echo '^603 passed, 0 failed'; else echo '\[doctest\] test cases: *[1-9]'; fi
 }
 # stage NAME NEEDS LIMIT COMMAND...: runs it for at most LIMIT seconds, if NEEDS are left.
 stage() {
@@ -118,25 +133,48 @@ find_tool() {
 nvcc=$(find_tool nvcc)
 sanitizer=$(find_tool compute-sanitizer)
 
-# With the "a" of an architecture for 9.0 and later; without a GPU for an H100.
+# The device's compute capability, as 9.0; nvcc has to help where the driver's tool does not say.
+capability() {
+  local found=''
+  if command -v nvidia-smi >/dev/null; then
+    found=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1)
+  fi
+  if [[ $found != [0-9]*.[0-9]* && -n $nvcc ]]; then
+    echo '#include <cstdio>
+      int main() {
+        cudaDeviceProp p;
+        if (cudaGetDeviceProperties(&p, 0) != cudaSuccess) return 1;
+        std::printf("%d.%d", p.major, p.minor);
+      }' >"$build/capability.cu"
+    found=$("$nvcc" --run -o "$build/capability" "$build/capability.cu" 2>/dev/null) || found=''
+  fi
+  echo "$found"
+}
+# With the "a" of an architecture for 9.0 and later, without which there is no wgmma; without a GPU
+# for an H100.
 find_arch() {
-  local capability=''
+  local found
   if ! $gpu; then
     echo sm_90a
     return
   fi
-  if command -v nvidia-smi >/dev/null; then
-    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1)
-  fi
-  case $capability in
+  found=$(capability)
+  case $found in
     [0-9]*.[0-9]*)
-      capability=${capability//[!0-9]/}
-      if ((capability >= 90)); then echo "sm_${capability}a"; else echo "sm_$capability"; fi
+      found=${found//[!0-9]/}
+      if ((found >= 90)); then echo "sm_${found}a"; else echo "sm_$found"; fi
       ;;
     *) echo native ;;
   esac
 }
-arch=${arch:-$(find_arch)}
+# What the programs in build/gpu are made of and for: two words.
+built=$build/built
+if $no_build; then
+  read -r revision arch <"$built" || { revision=unknown arch=unknown; }
+else
+  revision=$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)
+  arch=${arch:-$(find_arch)}
+fi
 
 # --- Build -----------------------------------------------------------------------------------------
 
@@ -157,11 +195,17 @@ compile() {
 }
 
 build_all() {
+  # None is left from another build, which this one would pass off as its own.
+  local program
+  for program in check_reference "${tests[@]}" "${precisions[@]/#/gpu_bench_}"; do
+    rm -f "$build/$program"
+  done
+  echo "$revision $arch" >"$built"
   if [[ -z $nvcc ]]; then
     note build failed 0 'no nvcc in PATH or /usr/local/cuda*/bin'
     return
   fi
-  local eigen doctest start=$SECONDS program object missing=()
+  local eigen doctest start=$SECONDS object missing=()
   eigen=$(first_with Eigen/Core "${EIGEN_DIR:-}" /usr/include/eigen3 /usr/local/include/eigen3) ||
     missing+=('Eigen (EIGEN_DIR, /usr/include/eigen3)')
   doctest=$(first_with doctest/doctest.h "${DOCTEST_DIR:-}" /usr/include /usr/local/include) ||
@@ -230,7 +274,6 @@ build_all() {
         object=$(basename "$object" .o)
         note "build $program" failed $((SECONDS - start)) \
           "$object: $(last_words "$(log_of "build $object")")"
-        rm -f "$build/$program"
         continue 2
       fi
     done
@@ -260,7 +303,9 @@ fi
 
 # All at the same time: what they wait for is mostly the host. Only a program that is there is run.
 declare -A pid
+passed_tests=0
 if (($(left) >= 30)); then
+  limit=$(($(left) < 150 ? $(left) : 150))
   start=$SECONDS
   for program in "${tests[@]}" check_reference; do
     if [[ ! -x $build/$program ]]; then
@@ -269,14 +314,15 @@ if (($(left) >= 30)); then
     fi
     arguments=()
     if [[ $program == check_reference ]]; then arguments=(tests/data); fi
-    timeout -k 5 150 "$build/$program" ${arguments[@]+"${arguments[@]}"} >"$(log_of "$program")" 2>&1 &
+    timeout -k 5 "$limit" "$build/$program" ${arguments[@]+"${arguments[@]}"} >"$(log_of "$program")" 2>&1 &
     pid[$program]=$!
   done
   for program in "${tests[@]}" check_reference; do
     if [[ -z ${pid[$program]:-} ]]; then continue; fi
     code=0
     wait "${pid[$program]}" || code=$?
-    judge "$program" "$code" $((SECONDS - start))
+    judge "$program" "$code" $((SECONDS - start)) "$(proof_of "$program")"
+    if [[ $outcome == passed ]]; then passed_tests=$((passed_tests + 1)); fi
   done
 else
   for program in "${tests[@]}" check_reference; do note "$program" skipped 0 'no time'; done
@@ -305,28 +351,33 @@ for precision in "${precisions[@]}"; do
     --part convolutions --size large
 done
 measure 'measure passes' 15 Strict passes --part passes
-measure 'measure two epochs' 60 Bf16 epochs_Bf16 --part epochs --size large
+epochs() { measure "measure two epochs $1" 60 "$1" "epochs_$1" --part epochs --size large; }
+epochs Bf16
 
 peer_json=$build/peer.json
 python=$(command -v python3 || true)
 if [[ -z $python ]]; then
   note 'PyTorch' skipped 0 'no python3'
 else
+  rm -rf "$build/data"
+  peer_options=()
   if [[ -x $(bench Strict) ]]; then
     stage 'export for PyTorch' 15 60 "$(bench Strict)" --batch "$batch" --export "$build/data"
+  else
+    note 'export for PyTorch' failed 0 "$(bench Strict) was not built"
   fi
+  if [[ $outcome != passed ]]; then peer_options=(--part convolutions); fi
   # A minute stays for the sanitizers.
   peer_seconds=$(($(left) - 60))
   if ((peer_seconds < 20)); then
     note 'PyTorch' skipped 0 'no time'
   else
-    # It ends by itself, and has written what it has if it does not.
+    # It ends by itself; what it has written if it does not is in the result all the same.
     code=0 start=$SECONDS
     timeout -k 5 $((peer_seconds + 15)) "$python" bench/gpu/peer.py --data "$build/data" --json "$peer_json" \
-      --batch "$batch" --seconds "$seconds" --deadline "$peer_seconds" >"$(log_of PyTorch)" 2>&1 || code=$?
-    if [[ -f $peer_json ]] && ((code == 0 || code == 124)); then
-      note 'PyTorch' passed $((SECONDS - start)) ''
-    elif ((code == 0)); then
+      --batch "$batch" --seconds "$seconds" --deadline "$peer_seconds" \
+      ${peer_options[@]+"${peer_options[@]}"} >"$(log_of PyTorch)" 2>&1 || code=$?
+    if [[ ! -f $peer_json ]] && ((code == 0)); then
       note 'PyTorch' skipped $((SECONDS - start)) "$(tail -n 1 "$(log_of PyTorch)")"
     else
       judge 'PyTorch' "$code" $((SECONDS - start))
@@ -338,27 +389,27 @@ for precision in "${precisions[@]}"; do
   measure "measure small convolutions $precision" 60 "$precision" "small_$precision" \
     --part convolutions --size tiny
 done
+if $all_epochs; then for precision in Tf32 Strict; do epochs "$precision"; done; fi
 
 # --- Sanitizers ------------------------------------------------------------------------------------
 
 # sanitize TOOL PROGRAM [TEST_CASES]
 sanitize() {
-  local name="$1 $2${3:+: $3}" code=0 start=$SECONDS
+  local name="$1 $2${3:+: $3}" code=0 start=$SECONDS limit=$((($(left) - 10) / 2))
   if [[ -z $sanitizer ]]; then
     note "$name" skipped 0 'no compute-sanitizer'
   elif [[ ! -x $build/$2 ]]; then
     note "$name" skipped 0 'was not built'
-  elif (($(left) < 25)); then
+  elif ((limit < 15)); then
     note "$name" skipped 0 'no time'
   else
-    DEQ_CUDA_MEMORY_APART=1 timeout -k 5 $(($(left) - 10)) "$sanitizer" --tool "$1" --error-exitcode 3 \
+    # None takes more than half of what is left for all.
+    DEQ_CUDA_MEMORY_APART=1 timeout -k 5 "$limit" "$sanitizer" --tool "$1" --error-exitcode 3 \
       "$build/$2" ${3:+"--test-case=$3"} >"$(log_of "$name")" 2>&1 || code=$?
-    if ((code == 124 || code == 137)); then
-      note "$name" skipped $((SECONDS - start)) 'no time: it did not end'
-    elif grep -qi 'device not supported' "$(log_of "$name")"; then
+    if grep -qi 'device not supported' "$(log_of "$name")"; then
       note "$name" skipped $((SECONDS - start)) 'compute-sanitizer: device not supported'
     else
-      judge "$name" "$code" $((SECONDS - start))
+      judge "$name" "$code" $((SECONDS - start)) "$(proof_of "$2")"
     fi
   fi
 }
@@ -373,16 +424,22 @@ done
 
 # --- The table -------------------------------------------------------------------------------------
 
+# A run in which a test did nothing shows nothing.
+code=0
+if ((failures || passed_tests < ${#tests[@]} + 1)); then code=1; fi
 if [[ -z $python ]]; then
   echo "No python3: what was measured is in $build/*.json, the stages are in $stages" >&2
-  exit $((failures > 0))
+  exit "$code"
 fi
 results=()
 for file in "$build"/{model,convolutions,small,epochs}_*.json "$build/passes.json"; do
-  if [[ -s $file ]]; then results+=("$file"); fi
+  if [[ -e $file ]]; then results+=("$file"); fi
 done
 options=()
-if [[ -s $peer_json ]]; then options+=(--peer "$peer_json"); fi
-revision=$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)
-"$python" bench/gpu/table.py --out "$out" --revision "$revision" --stages "$stages" \
-  ${options[@]+"${options[@]}"} ${results[@]+"${results[@]}"}
+if [[ -e $peer_json ]]; then options+=(--peer "$peer_json"); fi
+"$python" bench/gpu/table.py --out "$out" --revision "$revision" --arch "$arch" --stages "$stages" \
+  ${options[@]+"${options[@]}"} ${results[@]+"${results[@]}"} || code=1
+if ((passed_tests < ${#tests[@]} + 1)); then
+  echo "Of $((${#tests[@]} + 1)) test programs only $passed_tests passed." >&2
+fi
+exit "$code"

@@ -191,7 +191,7 @@ TEST_CASE("Fixed points of jaxopt, optimistix, deq-jax and banax, in double and 
       CHECK(outcome.steps <= steps);
       double worst = 0;
       for (std::size_t i = 0; i < problem.n(); ++i)
-        worst = std::max(worst, std::abs(outcome.z[i] - problem.solution[i]));
+        worst = worse(worst, std::abs(outcome.z[i] - problem.solution[i]));
       // |z - z*| <= |F| / smallest singular value of I - J
       CHECK(worst <= (slow ? 1e3 : 2) * tolerance);
     };

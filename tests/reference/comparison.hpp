@@ -13,9 +13,12 @@
 #include <deq/core/random.hpp>
 #include <deq/io/safetensors.hpp>
 
+#include "../support/worse.hpp"
+
 namespace reference {
 
 using deq::Index;
+using deq_test::worse;
 
 /// A sketch of x: its norm, then the products with `sketch_size` random vectors of +-1, keyed by
 /// the tensor's name. For an error e the products give ||e||^2 in the mean, so that the sketch of a
@@ -117,7 +120,7 @@ class Comparison {
     double worst = expected.size() == computed.size() ? 0 : INFINITY;
     for (std::size_t i = 0; i < expected.size() && i < computed.size(); ++i) {
       const double error = std::abs(computed[i] - expected[i]) / std::abs(expected[i]);
-      if (!(error <= worst)) worst = error;
+      worst = worse(worst, error);
     }
     check(name, worst, tolerance);
   }
@@ -129,7 +132,7 @@ class Comparison {
     double worst = expected.size() == computed.size() ? 0 : INFINITY;
     for (std::size_t i = 0; i < expected.size() && i < computed.size(); ++i) {
       const double error = std::abs(computed[i] - expected[i]);
-      if (!(error <= worst)) worst = error;
+      worst = worse(worst, error);
     }
     check(name, worst, stored.rounded(name) && tolerance < 5e-7 ? 5e-7 : tolerance);
   }

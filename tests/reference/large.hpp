@@ -86,8 +86,8 @@ void load_formula(deq::Mdeq<B>& model, const std::vector<FormulaRow>& rows, cons
       sum += static_cast<double>(v);
       squares += static_cast<double>(v) * static_cast<double>(v);
     }
-    worst = std::max({worst, std::abs(sum - row.sum) / std::sqrt(row.sum_of_squares),
-                      std::abs(squares - row.sum_of_squares) / row.sum_of_squares});
+    worst = worse(worst, std::abs(sum - row.sum) / std::sqrt(row.sum_of_squares));
+    worst = worse(worst, std::abs(squares - row.sum_of_squares) / row.sum_of_squares);
     *target->second = deq::Tensor<B>(target->second->shape(), values);
     targets.erase(target);
   }
@@ -151,7 +151,7 @@ void check_large(const std::filesystem::path& directory, std::uint64_t set, Comp
       double early = 0, late = 0;
       for (std::size_t k = 0; k < expected.size(); ++k) {
         double& worst = k < 8 ? early : late;
-        worst = std::max(worst, std::abs(trace.at(k) - expected[k]) / expected[k]);
+        worst = worse(worst, std::abs(trace.at(k) - expected[k]) / expected[k]);
       }
       out.check(prefix + "trace.rel (steps 1 to 8)", early, 1e-4);
       out.check(prefix + "trace.rel (steps 9 on)", late, 5e-3);

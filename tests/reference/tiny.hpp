@@ -181,7 +181,7 @@ std::vector<double> check_solve(Problem<B>& p, const Stored& stored, Comparison&
     double early = 0, late = 0;
     for (std::size_t k = 0; k < expected.size(); ++k) {
       double& worst = k < 8 * width ? early : late;
-      worst = std::max(worst, std::abs(trace.at(k) - expected[k]) / expected[k]);
+      worst = worse(worst, std::abs(trace.at(k) - expected[k]) / expected[k]);
     }
     out.check(which + " (steps 1 to 8)", early, tol.trace);
     if (width == 1 || std::is_same_v<S, double>)
@@ -226,7 +226,7 @@ std::vector<double> check_solve(Problem<B>& p, const Stored& stored, Comparison&
     const auto expected = stored.read("zdot_probe." + name), got = dot(z, p.probe);
     double worst = 0;
     for (std::size_t s = 0; s < got.size(); ++s)
-      worst = std::max(worst, std::abs(got[s] - expected[s]));
+      worst = worse(worst, std::abs(got[s] - expected[s]));
     out.check("zdot_probe." + name, worst / (norm(to_double(z)) * norm(to_double(p.probe))),
               tol.state);
   }
@@ -300,7 +300,7 @@ struct Deviation {
     double scales = 0;
     for (const std::size_t i : parameters) {
       const double e = error(i), scale = norm(gradients[i]);
-      if (!(e <= worst)) {
+      if (!std::isnan(worst) && !(e <= worst)) {
         worst = e;
         worst_parameter = i;
       }
@@ -344,7 +344,7 @@ Gradients check_method(Problem<B>& p, const Stored& solves, const Stored* grads,
     const auto expected = solves.read("adjoint_dot_probe." + method);
     double worst = 0;
     for (std::size_t s = 0; s < dots.size(); ++s)
-      worst = std::max(worst, std::abs(dots[s] - expected[s]) / norms[s]);
+      worst = worse(worst, std::abs(dots[s] - expected[s]) / norms[s]);
     out.check("adjoint_dot_probe." + method + " / ||w||", worst, one * std::sqrt(30720.0));
   }
   const std::vector<double> stored_w = p.stored_order(w);

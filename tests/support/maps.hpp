@@ -18,6 +18,8 @@
 #include <deq/inverse/concept.hpp>
 #include <deq/solver/concept.hpp>
 
+#include "worse.hpp"
+
 namespace deq_test {
 
 using deq::Index;
@@ -230,8 +232,7 @@ template <class X, class Y>
 double relative_error(const X& x, const Y& y) {
   double difference = 0, scale = 0;
   for (std::size_t i = 0; i < static_cast<std::size_t>(std::size(y)); ++i) {
-    const double d = std::abs(static_cast<double>(x[i]) - static_cast<double>(y[i]));
-    if (!(d <= difference)) difference = d;
+    difference = worse(difference, std::abs(static_cast<double>(x[i]) - static_cast<double>(y[i])));
     scale = std::max(scale, std::abs(static_cast<double>(y[i])));
   }
   return scale > 0 ? difference / scale : difference;

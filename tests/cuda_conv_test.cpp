@@ -27,21 +27,6 @@ using CudaTf32 = Cuda<float, cuda::Tf32>;
 using CudaBf16 = Cuda<float, cuda::Bf16>;
 #define DEQ_PRECISIONS Cuda<double>, Cuda<float>, CudaTf32, CudaBf16
 
-template <class B>
-struct UnitRoundoff;
-template <class S>
-struct UnitRoundoff<Cuda<S>> {
-  static constexpr double value = std::numeric_limits<S>::epsilon() / 2;
-};
-template <>
-struct UnitRoundoff<CudaTf32> {
-  static constexpr double value = 0x1p-11;
-};
-template <>
-struct UnitRoundoff<CudaBf16> {
-  static constexpr double value = 0x1p-8;
-};
-
 /// While it lives, the emulated device has so many processors, for which the work of a test may be
 /// much; a device has what it has.
 #ifdef __CUDACC__
@@ -62,13 +47,15 @@ class Processors {
 };
 #endif
 
-/// What a sum of `terms` products of numbers below 1 may be off by: two roundings a product, which
-/// are independent, and the rounding of partial sums.
+/// What a sum of `terms` products of numbers up to 1, which are exact, may be off by.
 template <class B>
 double tolerance(Index terms) {
-  const double n = static_cast<double>(terms);
-  return 8 * UnitRoundoff<B>::value * std::sqrt(n) +
-         4 * std::numeric_limits<typename B::Scalar>::epsilon() * n;
+  return 4 * std::numeric_limits<typename B::Scalar>::epsilon() * static_cast<double>(terms + 1);
+}
+/// The same for what B stores as an image.
+template <class B>
+double image_tolerance(Index terms) {
+  return tolerance<B>(terms) + (std::is_same_v<B, CudaBf16> ? 0x1p-8 : 0);
 }
 
 /// Channels in fours and not, several slices of them, halos of parts of a sample, of several
@@ -127,6 +114,34 @@ TEST_CASE_TEMPLATE("A convolution and its gradients", B, DEQ_PRECISIONS) {
   }
 }
 
+TEST_CASE("A convolution rounds what it multiplies to the nearest bfloat16") {
+  using B = CudaBf16;
+  for (const Conv2dGeometry& g : geometries) {
+    CAPTURE(g.in_channels);
+    CAPTURE(g.height);
+    CAPTURE(g.out_channels);
+    const Index in = g.samples * g.in_channels * g.in_pixels(),
+                out = g.samples * g.out_channels * g.out_pixels(),
+                size = g.out_channels * g.patch();
+    const auto convolve = [&](const std::vector<std::vector<double>>& numbers) {
+      return run<B>(numbers, {out, in, size}, [&](auto backend, auto x, auto y) {
+        const auto packed = scratch(backend, nhwc_packed_size(backend, g, false)),
+                   back = scratch(backend, nhwc_packed_size(backend, g, true));
+        nhwc_pack(backend, g, false, x[1], packed.data());
+        nhwc_conv2d(backend, g, x[0], packed.data(), {}, y[0]);
+        nhwc_pack(backend, g, true, x[1], back.data());
+        nhwc_conv2d_vjp_input(backend, g, back.data(), x[2], y[1], false);
+        nhwc_conv2d_vjp_weight(backend, g, x[0], x[2], y[2], false);
+      });
+    };
+    std::vector<std::vector<double>> numbers{Noise(1).vector(in), Noise(2).vector(size),
+                                             Noise(3).vector(out)};
+    const auto got = convolve(numbers);
+    for (auto& list : numbers) list = rounded_to_bfloat16(list);
+    CHECK(got == convolve(numbers));
+  }
+}
+
 TEST_CASE_TEMPLATE("Statistics taken while a convolution writes", B, DEQ_PRECISIONS) {
   using S = typename B::Scalar;
   for (const Conv2dGeometry& g : geometries)
@@ -159,8 +174,10 @@ TEST_CASE_TEMPLATE("A block takes several tiles of columns", B, DEQ_PRECISIONS) 
     const NormGeometry n{g.samples, g.out_channels, g.out_pixels(), g.out_channels};
     const Index in = g.samples * g.in_channels * g.in_pixels(),
                 out = g.samples * g.out_channels * g.out_pixels();
+    const double moments = 4 * tolerance<B>(g.patch());
     both<B>({random(in, 1), random(g.out_channels * g.patch(), 2)},
-            {out, g.samples, g.samples, g.samples}, 4 * tolerance<B>(g.patch()),
+            {out, g.samples, g.samples, g.samples},
+            {image_tolerance<B>(g.patch()), moments, moments, moments},
             [&](auto backend, auto x, auto y) {
               using Images = Image<decltype(backend)>;
               const auto packed = scratch(backend, nhwc_packed_size(backend, g, false));
@@ -183,11 +200,15 @@ TEST_CASE("Convolutions of images stored as bfloat16, and their gradients") {
                 out = g.samples * g.out_channels * g.out_pixels(),
                 size = g.out_channels * g.patch();
     const NormGeometry n{g.samples, g.out_channels, g.out_pixels(), g.out_channels};
+    // The means of roundings that are independent.
+    const double moments =
+        4 * tolerance<B>(g.patch()) + 0x1p-6 / std::sqrt(static_cast<double>(out / g.samples));
     for (const bool rich : {false, true}) {
       CAPTURE(rich);
       both<B>({random(in, 1), random(size, 2), random(g.out_channels, 3),
                random(g.samples * g.out_channels, 4), random(out, 5)},
-              {out, g.samples, g.samples, g.samples}, 4 * tolerance<B>(g.patch()),
+              {out, g.samples, g.samples, g.samples},
+              {image_tolerance<B>(g.patch()), moments, moments, moments},
               [&](auto backend, auto x, auto y) {
                 using Images = Image<decltype(backend)>;
                 const auto packed = scratch(backend, nhwc_packed_size(backend, g, false));
@@ -203,7 +224,8 @@ TEST_CASE("Convolutions of images stored as bfloat16, and their gradients") {
                 u.copy_to(y[0]);
               });
       both<B>({random(size, 2), random(out, 5), random(in, 6)}, {in},
-              tolerance<B>(g.out_channels * g.kernel_size()), [&](auto backend, auto x, auto y) {
+              image_tolerance<B>(g.out_channels * g.kernel_size()),
+              [&](auto backend, auto x, auto y) {
                 using Images = Image<decltype(backend)>;
                 const auto packed = scratch(backend, nhwc_packed_size(backend, g, true));
                 nhwc_pack(backend, g, true, x[0], packed.data());

@@ -28,7 +28,7 @@ constexpr Index count = 3;
 /// What a training has come to.
 struct Trained {
   std::vector<double> losses;
-  std::vector<std::vector<double>> weights, statistics;
+  std::vector<std::vector<double>> gradients, weights, statistics;  ///< after the last step
   std::vector<std::int64_t> batches;
 };
 
@@ -38,9 +38,9 @@ std::vector<double> host(const Tensor<B>& t) {
   return {values.begin(), values.end()};
 }
 
-/// Four steps of Adam; `Replay` says whether they may be recorded.
+/// Steps of Adam; `Replay` says whether they may be recorded.
 template <class B, class Replay, class Policy>
-Trained train(const Policy& policy) {
+Trained train(const Policy& policy, std::uint32_t steps = 4) {
   using S = typename B::Scalar;
   Mdeq<B> model(config, 5);
   Adam<B> adam(model.parameters(), {.epsilon = 1e-3});
@@ -53,7 +53,7 @@ Trained train(const Policy& policy) {
   Labels<B> labels;
   Replay replay;
   Trained trained;
-  for (std::uint32_t step = 0; step < 4; ++step) {
+  for (std::uint32_t step = 0; step < steps; ++step) {
     const auto put = [](const std::vector<S>& from, const Tensor<B>& to) {
       B::upload_bytes(to.data(), from.data(), from.size() * sizeof(S));
     };
@@ -72,13 +72,28 @@ Trained train(const Policy& policy) {
     trained.losses.push_back(classifier.last_report().loss);
     CHECK(classifier.last_report().solve.samples.size() == count);
   }
-  for (const Parameter<B>& p : model.parameters()) trained.weights.push_back(host(p.value));
+  for (const Parameter<B>& p : model.parameters()) {
+    trained.gradients.push_back(host(p.grad));
+    trained.weights.push_back(host(p.value));
+  }
   for (const BatchNormState<B>& n : model.batch_norms()) {
     trained.statistics.push_back(host(n.running_mean));
     trained.statistics.push_back(host(n.running_var));
     trained.batches.push_back(n.batches);
   }
   return trained;
+}
+
+/// ||a - b|| / ||b||, of all numbers together.
+double error_of_all(const std::vector<std::vector<double>>& a,
+                    const std::vector<std::vector<double>>& b) {
+  double error = 0, scale = 0;
+  for (std::size_t i = 0; i < b.size(); ++i)
+    for (std::size_t k = 0; k < b[i].size(); ++k) {
+      error += (a[i][k] - b[i][k]) * (a[i][k] - b[i][k]);
+      scale += b[i][k] * b[i][k];
+    }
+  return std::sqrt(error / scale);
 }
 
 template <class Policy>
@@ -111,8 +126,18 @@ TEST_CASE("A training with images stored as bfloat16 stays near, recorded or not
   const Trained exact = train<Cpu<double>, HostWork::Replay>(Gdeq{});
   const Trained direct = train<B, HostWork::Replay>(Gdeq{});
   const Trained recorded = train<B, cuda::Replay>(Gdeq{});
-  // The first one before any rounding has been learned from.
-  CHECK(relative_error(direct.losses, std::vector{exact.losses[0]}) < 0x1p-8);
+  // After one step only its own rounding counts; later ones have learned from it. In the gradients
+  // it is a hundred times as much, since what the pixels of the last image have in common does not
+  // pass its norm; with tf32's, an eighth of it, they are that much nearer. (The weights say less:
+  // Adam's first step is nearly the sign of a gradient.)
+  const Trained exact_first = train<Cpu<double>, HostWork::Replay>(Gdeq{}, 1),
+                first = train<B, HostWork::Replay>(Gdeq{}, 1),
+                finer = train<Cuda<float, cuda::Tf32>, HostWork::Replay>(Gdeq{}, 1);
+  CHECK(relative_error(first.losses, exact_first.losses) < 0x1p-8);
+  CHECK(error_of_all(first.gradients, exact_first.gradients) < 0.5);
+  CHECK(error_of_all(finer.gradients, exact_first.gradients) < 0.5 / 4);
+  CHECK(error_of_all(first.statistics, exact_first.statistics) < 0x1p-11);
+  CHECK(first.batches == exact_first.batches);
   CHECK(relative_error(direct.losses, exact.losses) < 0x1p-3);
   CHECK(recorded.losses == direct.losses);
   CHECK(recorded.weights == direct.weights);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -272,6 +273,7 @@ TEST_CASE("a solve that f ends by an exception leaves no inverse, and the layer 
     fails = true;
     CHECK_THROWS_AS(solve(eq), std::runtime_error);
     fails = false;
+    CHECK(eq.report.count(SolveStatus::converged) == 0);
     CHECK_THROWS_AS(layer.gradient(eq, s.c), InvalidArgument);
     solve(eq);
     CHECK(same_bits(layer.gradient(eq, s.c).params[0], g.params[0]));
@@ -395,6 +397,43 @@ TEST_CASE("an equilibrium is one node of an outer tape") {
   }
 }
 
+TEST_CASE("what a recorded equilibrium is given as a tensor is a constant") {
+  const Setup s;
+  auto layer = tight_layer(Exact{});
+  decltype(layer)::Solution<B, 1, 2> solution;
+  const auto gradient = [&](const auto& x, const auto& W, const auto& b, const Var<B>& wrt) {
+    const Var<B> z =
+        record_equilibrium(layer, s.z0, inputs(x), params(W, b), Output::state, solution);
+    const T g(wrt.shape());
+    wrt.tape()->vjp(z, s.c, std::vector<Var<B>>{wrt}, std::vector<T>{g});
+    return g;
+  };
+  Tape<B> tape;
+  const Var<B> x = tape.input(s.x), W = tape.input(s.W), b = tape.input(s.b);
+  CHECK(same_bits(gradient(s.x, W, b, W), gradient(x, W, b, W)));
+  CHECK(same_bits(gradient(x, s.W, s.b, x), gradient(x, W, b, x)));
+}
+
+TEST_CASE("a warm start needs no lists that are empty") {
+  auto layer = equilibrium<Broyden<>, Jfb>([](const auto& z, const auto&... more) {
+    if constexpr (sizeof...(more) == 0)
+      return cos(z);
+    else
+      return cos((z + ... + more));
+  });
+  const T z0({2, 3}, 0.0), x({2, 3}, 0.1), p({3}, 0.2);
+  const auto restarts_at_once = [&](auto... arguments) {
+    auto eq = layer.solve(z0, arguments...);
+    const bool moved = eq.report.samples[0].iterations > 0;
+    layer.solve(eq.z, arguments..., eq);
+    return moved && eq.report.all_converged() && eq.report.samples[0].iterations == 0;
+  };
+  CHECK(restarts_at_once());
+  CHECK(restarts_at_once(inputs(x)));
+  CHECK(restarts_at_once(params(p)));
+  CHECK(restarts_at_once(inputs(x), params(p)));
+}
+
 TEST_CASE("a solution that is solved again is not the one that a tape has recorded") {
   const Setup s;
   auto layer = tight_layer(Exact{});
@@ -507,6 +546,23 @@ TEST_CASE("misuse throws and says what came") {
   });
   CHECK_THROWS_WITH_AS(permuting.solve(T({5, 2, 3}, 0.0)),
                        doctest::Contains("it returned (5, 3, 2)"), ShapeError);
+
+  // Rows that f has from elsewhere are not those of the samples that are left.
+  T captured = s.x.clone();
+  std::fill_n(captured.data(), s.dim, 0.0);  // solved from the start
+  auto capturing = equilibrium<Broyden<>, Jfb>([&](const auto& z) { return 0.5 * z + captured; });
+  CHECK_THROWS_WITH_AS(capturing.solve(s.z0),
+                       doctest::Contains("f was called for 4 of 5 samples: whatever has a row a "
+                                         "sample belongs into inputs(...)"),
+                       ShapeError);
+
+  decltype(layer)::Solution<B, 1, 2> unsolved;
+  CHECK_THROWS_WITH_AS(layer.gradient(unsolved, T()), doctest::Contains("nothing has been solved"),
+                       InvalidArgument);
+  auto unrolled = equilibrium<Broyden<>, Unrolled>([](const auto& z) { return cos(z); });
+  unrolled.certified = true;
+  CHECK_THROWS_WITH_AS(unrolled.gradient(unrolled.solve(s.z0), s.c),
+                       doctest::Contains("no adjoint that could be certified"), InvalidArgument);
 
   // Memory that is too small, or of another shape.
   EquilibriumGradients<B> g;

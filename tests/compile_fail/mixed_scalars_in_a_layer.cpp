@@ -1,4 +1,4 @@
-// expect: deduced conflicting types for parameter 'B' ('
+// expect: deq: it is solve(z0, inputs(x...), params(theta...)), tensors of one backend and scalar
 // SPDX-License-Identifier: MIT
 // The state is double and the input float: nothing is converted in silence.
 #include <deq/deq.hpp>

@@ -1,4 +1,4 @@
-// expect: 'BackwardPolicy
+// expect: deq: the second template argument of equilibrium
 // SPDX-License-Identifier: MIT
 // Gmres is a way to solve Implicit's linear equation, not a gradient method.
 #include <deq/deq.hpp>

@@ -1,4 +1,4 @@
-// expect: 'FixedPointSolver
+// expect: deq: the first template argument of equilibrium
 // SPDX-License-Identifier: MIT
 // The solver is the first template argument, the gradient method the second.
 #include <deq/deq.hpp>

@@ -147,14 +147,36 @@ class Equilibrium {
   auto solve(const Tensor<B>& z0) {
     return solve(z0, no_inputs<Tensor<B>>(), no_params<Tensor<B>>());
   }
+  /// What none of them takes says what they do.
+  template <class... A>
+  void solve(const A&...) const {
+    static_assert(
+        sizeof...(A) == ~std::size_t{0},
+        "deq: it is solve(z0, inputs(x...), params(theta...)), tensors of one backend and "
+        "scalar, and perhaps a solution to fill, of a layer that is not const");
+  }
 
   /// The same into a solution that is used again: its memory serves once more.
   template <Backend B, std::size_t NX, std::size_t NP>
   void solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
              const Params<Tensor<B>, NP>& theta, Solution<B, NX, NP>& solution) {
-    check_solve<B, NX, NP>();
-    begin(z0, x, theta, solution);
-    for_each_block(solution, [&](auto& ws, auto& block) { solve_block(ws, solution, block); });
+    if constexpr (check_solve<B, NX, NP>()) {
+      begin(z0, x, theta, solution);
+      for_each_block(solution, [&](auto& ws, auto& block) { solve_block(ws, solution, block); });
+    }
+  }
+  template <Backend B, std::size_t NX>
+  void solve(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x, Solution<B, NX, 0>& solution) {
+    solve(z0, x, no_params<Tensor<B>>(), solution);
+  }
+  template <Backend B, std::size_t NP>
+  void solve(const Tensor<B>& z0, const Params<Tensor<B>, NP>& theta,
+             Solution<B, 0, NP>& solution) {
+    solve(z0, no_inputs<Tensor<B>>(), theta, solution);
+  }
+  template <Backend B>
+  void solve(const Tensor<B>& z0, Solution<B, 0, 0>& solution) {
+    solve(z0, no_inputs<Tensor<B>>(), no_params<Tensor<B>>(), solution);
   }
 
   /// f(z*, x, theta): one application more. Its gradient is that of z*, so that `gradient` serves
@@ -171,14 +193,15 @@ class Equilibrium {
   template <Backend B, std::size_t NX, std::size_t NP>
   Tensor<B> solve_and_apply(const Tensor<B>& z0, const Inputs<Tensor<B>, NX>& x,
                             const Params<Tensor<B>, NP>& theta, Solution<B, NX, NP>& solution) {
-    check_solve<B, NX, NP>();
-    begin(z0, x, theta, solution);
-    const Tensor<B> out(solution.z.shape());
-    for_each_block(solution, [&](auto& ws, auto& block) {
-      solve_block(ws, solution, block);
-      if (!take_last_value(ws, block, out)) apply_block(ws, solution, block, out);
-    });
-    return out;
+    if constexpr (check_solve<B, NX, NP>()) {
+      begin(z0, x, theta, solution);
+      const Tensor<B> out(solution.z.shape());
+      for_each_block(solution, [&](auto& ws, auto& block) {
+        solve_block(ws, solution, block);
+        if (!take_last_value(ws, block, out)) apply_block(ws, solution, block, out);
+      });
+      return out;
+    }
   }
 
   /// dl/dx and dl/dtheta from h = dl/dz* (N, state...). The same bits for any number of threads.
@@ -198,10 +221,6 @@ class Equilibrium {
   template <Backend B, std::size_t NX, std::size_t NP>
   void gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h,
                 EquilibriumGradients<B>& g) {
-    static_assert(
-        detail::callable<F, Var<B>, NX, NP>,
-        "deq: for a gradient f must also take and return variables (deq::Var): write it as "
-        "a generic lambda, [](const auto& z, ...)");
     gradient(solution, h, std::span<const Tensor<B>>(g.inputs),
              std::span<const Tensor<B>>(g.params), g.adjoint, g.report);
   }
@@ -210,7 +229,8 @@ class Equilibrium {
   void gradient(const Solution<B, NX, NP>& solution, const Tensor<B>& h,
                 std::span<const Tensor<B>> inputs, std::span<const Tensor<B>> params,
                 Tensor<B>& adjoint, AdjointReport& report) {
-    differentiate(solution, h, inputs, params, adjoint, report);
+    if constexpr (check_gradient<B, NX, NP>())
+      differentiate(solution, h, inputs, params, adjoint, report);
   }
   /// The same for the last time: the inverse, which can be most of the memory there is, is given
   /// back as soon as w is known, before f is recorded where the policy itself needs no VJP.
@@ -218,24 +238,43 @@ class Equilibrium {
   void gradient_and_clear(Solution<B, NX, NP>& solution, const Tensor<B>& h,
                           std::span<const Tensor<B>> inputs, std::span<const Tensor<B>> params,
                           Tensor<B>& adjoint, AdjointReport& report) {
-    differentiate(solution, h, inputs, params, adjoint, report);
+    if constexpr (check_gradient<B, NX, NP>())
+      differentiate(solution, h, inputs, params, adjoint, report);
   }
 
  private:
-  /// The entrance of every solve.
+  /// The entrance of every solve: true, or it does not compile and says why. With false nothing
+  /// else is compiled that would say more.
   template <Backend B, std::size_t NX, std::size_t NP>
-  static constexpr void check_solve() {
-    static_assert(detail::callable<F, Tensor<B>, NX, NP>,
+  static constexpr bool check_solve() {
+    constexpr bool called = detail::callable<F, Tensor<B>, NX, NP>;
+    static_assert(called,
                   "deq: f must take z, then every input, then every parameter as tensors of one "
                   "backend, and return a tensor");
+    if constexpr (called) {
+      constexpr bool solved = SolverFor<Solver, TapedMap<B, F, NX, NP>>;
+      static_assert(
+          solved,
+          "deq: Equilibrium needs a solver for any f: Broyden, Anderson or FixedPoint (Gmres "
+          "is for affine maps, as in Implicit<Gmres>)");
+      constexpr bool inverted = !Policy::needs_inverse || LeavesInverse<Solver, B>;
+      static_assert(
+          inverted,
+          "deq: Gdeq needs the inverse Jacobian of the forward solve, and this solver leaves "
+          "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
+      return solved && inverted;
+    }
+    return false;
+  }
+  /// The entrance of every gradient, in the same way.
+  template <Backend B, std::size_t NX, std::size_t NP>
+  static constexpr bool check_gradient() {
+    constexpr bool recorded = detail::callable<F, Var<B>, NX, NP>;
     static_assert(
-        SolverFor<Solver, TapedMap<B, F, NX, NP>>,
-        "deq: Equilibrium needs a solver for any f: Broyden, Anderson or FixedPoint (Gmres "
-        "is for affine maps, as in Implicit<Gmres>)");
-    static_assert(
-        !Policy::needs_inverse || LeavesInverse<Solver, B>,
-        "deq: Gdeq needs the inverse Jacobian of the forward solve, and this solver leaves "
-        "none behind. Solve with Broyden or Anderson, or choose Jfb, Npg or Implicit.");
+        recorded,
+        "deq: for a gradient f must also take and return variables (deq::Var): write it as "
+        "a generic lambda, [](const auto& z, ...)");
+    return recorded;
   }
 
   template <Backend B, std::size_t NX, std::size_t NP>
@@ -276,7 +315,7 @@ class Equilibrium {
     // Packed weights and the like serve the whole solve and its gradient.
     solution.theta_.clear();
     for (const Tensor<B>& p : theta.list) solution.theta_.push_back(p.frozen());
-    solution.report.samples.resize(static_cast<std::size_t>(count));
+    solution.report.samples.assign(static_cast<std::size_t>(count), {});
     const std::size_t traces = solver.stopping.trace ? static_cast<std::size_t>(count) : 0;
     solution.report.relative_trace.resize(traces);
     solution.report.absolute_trace.resize(traces);
@@ -297,7 +336,7 @@ class Equilibrium {
   void bind(Ws& ws, const Sol& solution, const Block& block) {
     ws.x_rows.clear();
     for (const auto& x : solution.x_) ws.x_rows.push_back(x.rows(block.first, block.count));
-    ws.map.bind(f_, solution.state_, ws.x_rows, solution.theta_);
+    ws.map.bind(f_, solution.z.extent(0), solution.state_, ws.x_rows, solution.theta_);
     ws.x_rows.clear();
   }
 
@@ -335,6 +374,9 @@ class Equilibrium {
   template <class Sol, Backend B>
   void differentiate(Sol& solution, const Tensor<B>& h, std::span<const Tensor<B>> inputs,
                      std::span<const Tensor<B>> params, Tensor<B>& adjoint, AdjointReport& report) {
+    require(solution.stamp() != 0, "Equilibrium::gradient: nothing has been solved yet");
+    if constexpr (detail::unrolls<Policy>)
+      require(!certified, "Equilibrium::gradient: Unrolled has no adjoint that could be certified");
     require<ShapeError>(h.shape() == solution.z.shape(), "Equilibrium::gradient: h has shape ",
                         h.shape(), ", z has ", solution.z.shape());
     require(inputs.size() == solution.x_.size() && params.size() == solution.theta_.size(),
@@ -510,6 +552,26 @@ class Equilibrium {
 template <FixedPointSolver Solver = Broyden<>, BackwardPolicy Policy = Gdeq, class F>
 auto equilibrium(F f, Solver solver = {}, Policy policy = {}) {
   return Equilibrium<Solver, Policy, F>(std::move(f), std::move(solver), std::move(policy));
+}
+
+// What it does not take says why.
+
+template <class Solver, class Policy = Gdeq, class F>
+void equilibrium(F, Solver = {}, Policy = {}) {
+  static_assert(FixedPointSolver<Solver>,
+                "deq: the first template argument of equilibrium, or the argument after f, is the "
+                "solver: Broyden<>, Anderson or FixedPoint");
+  static_assert(BackwardPolicy<Policy>,
+                "deq: the second template argument of equilibrium, or the last argument, is the "
+                "gradient method: Gdeq, Jfb, Npg, Implicit<>, Unrolled or Exact");
+}
+template <template <class, class> class Solver, class Policy = Gdeq, class F>
+void equilibrium(F) {
+  static_assert(sizeof(F) == 0, "deq: write Broyden<> for Broyden");
+}
+template <class Solver, template <FixedPointSolver> class Policy, class F>
+void equilibrium(F) {
+  static_assert(sizeof(F) == 0, "deq: write Implicit<> for Implicit");
 }
 
 }  // namespace deq

@@ -53,32 +53,39 @@ struct EquilibriumOperation {
 
 }  // namespace detail
 
-/// Solves, and records the equilibrium as one node of the tape that x and theta live on. `solution`
-/// keeps the state, the inverse and the report, and after the backward pass the adjoint and its
-/// report; a backward pass that clears the tape gives the inverse back. Layer and solution must
-/// outlive the tape's use of the node, and the solution must stay that of this solve: otherwise the
-/// backward pass throws InvalidArgument.
-template <class Layer, Backend B, std::size_t NX, std::size_t NP, class Solution>
-Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<Var<B>, NX>& x,
-                          const Params<Var<B>, NP>& theta, Output output, Solution& solution) {
-  PoolVector<Tensor<B>> values;
-  for (const Var<B>& v : x.list) values.push_back(v.value());
-  for (const Var<B>& v : theta.list) values.push_back(v.value());
-  const std::span<const Tensor<B>> all(values);
-  const std::size_t split = x.list.size();
-  const auto of_x = detail::from_span<Inputs<Tensor<B>, NX>>(all.first(split));
-  const auto of_theta = detail::from_span<Params<Tensor<B>, NP>>(all.subspan(split));
-  const auto find = [&] {
-    if (output == Output::applied) return layer.solve_and_apply(z0, of_x, of_theta, solution);
-    layer.solve(z0, of_x, of_theta, solution);
-    return solution.z;
-  };
-  Tensor<B> value = find();
-  detail::EquilibriumOperation<Layer, Solution, B> operation{&layer, &solution, split,
-                                                             std::move(value), solution.stamp()};
-  PoolVector<Var<B>> arguments(x.list.begin(), x.list.end());
-  arguments.insert(arguments.end(), theta.list.begin(), theta.list.end());
-  return record_list(std::move(operation), std::span<const Var<B>>(arguments));
+/// Solves, and records the equilibrium as one node of the tape that x and theta live on; what of
+/// them are tensors are constants. `solution` keeps the state, the inverse and the report, and
+/// after the backward pass the adjoint and its report; a backward pass that clears the tape gives
+/// the inverse back. Layer and solution must outlive the tape's use of the node, and the solution
+/// must stay that of this solve: otherwise the backward pass throws InvalidArgument.
+template <class Layer, Backend B, TensorLike X, std::size_t NX, TensorLike P, std::size_t NP,
+          class Solution>
+Var<B> record_equilibrium(Layer& layer, const Tensor<B>& z0, const Inputs<X, NX>& x,
+                          const Params<P, NP>& theta, Output output, Solution& solution) {
+  constexpr bool fits = std::same_as<Solution, typename Layer::template Solution<B, NX, NP>>;
+  static_assert(fits,
+                "deq: record_equilibrium fills a solution of its layer and of as many inputs and "
+                "parameters as it is given: decltype(layer)::Solution<B, inputs, parameters>");
+  if constexpr (fits) {
+    PoolVector<Var<B>> arguments;
+    for (const X& v : x.list) arguments.emplace_back(v);
+    for (const P& v : theta.list) arguments.emplace_back(v);
+    PoolVector<Tensor<B>> values;
+    for (const Var<B>& v : arguments) values.push_back(v.value());
+    const std::span<const Tensor<B>> all(values);
+    const std::size_t split = x.list.size();
+    const auto of_x = detail::from_span<Inputs<Tensor<B>, NX>>(all.first(split));
+    const auto of_theta = detail::from_span<Params<Tensor<B>, NP>>(all.subspan(split));
+    const auto find = [&] {
+      if (output == Output::applied) return layer.solve_and_apply(z0, of_x, of_theta, solution);
+      layer.solve(z0, of_x, of_theta, solution);
+      return solution.z;
+    };
+    Tensor<B> value = find();
+    detail::EquilibriumOperation<Layer, Solution, B> operation{&layer, &solution, split,
+                                                               std::move(value), solution.stamp()};
+    return record_list(std::move(operation), std::span<const Var<B>>(arguments));
+  }
 }
 
 }  // namespace deq

@@ -21,10 +21,12 @@ class TapedMap {
  public:
   using Backend = B;
 
-  /// A block of samples: z has the shape of one sample's state; x are that block's rows.
-  void bind(F& f, const Shape& state, std::span<const Tensor<B>> x,
+  /// A block of the samples of a batch: z has the shape of one sample's state; x are that block's
+  /// rows.
+  void bind(F& f, Index batch, const Shape& state, std::span<const Tensor<B>> x,
             std::span<const Tensor<B>> theta) {
     f_ = &f;
+    batch_ = batch;
     state_ = state;
     // Aliases, since the blocks of other threads work on the same tensors.
     x_.clear();
@@ -54,10 +56,8 @@ class TapedMap {
   BatchView<const S> value(Samples a, BatchView<const S> z) {
     [[maybe_unused]] const typename B::Rows rows(a);
     value_ = {};  // its memory may serve again
-    value_ =
-        as_scalars(detail::call<NX, NP>(*f_, as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)),
-                                        std::span(std::as_const(theta_))));
-    check_shape(value_.shape(), z.count);
+    value_ = call(as_tensor(z), std::span<const Tensor<B>>(inputs_of(a)),
+                  std::span(std::as_const(theta_)));
     return {value_.data(), z.dim, z.count};
   }
 
@@ -87,11 +87,9 @@ class TapedMap {
     for (const Tensor<B>& x : x_) x_vars_.push_back(tape_.input(x));
     for (const Tensor<B>& p : theta_) theta_vars_.push_back(tape_.input(p));
     output_ = z_;
-    for (int i = 0; i < n; ++i) {
-      output_ = as_scalars(detail::call<NX, NP>(*f_, output_, std::span(std::as_const(x_vars_)),
-                                                std::span(std::as_const(theta_vars_))));
-      check_shape(output_.shape(), z.count);
-    }
+    for (int i = 0; i < n; ++i)
+      output_ =
+          call(output_, std::span(std::as_const(x_vars_)), std::span(std::as_const(theta_vars_)));
     return *this;
   }
 
@@ -129,6 +127,20 @@ class TapedMap {
   }
 
  private:
+  template <class V>
+  V call(const V& z, std::span<const V> x, std::span<const V> theta) {
+    const Index count = z.shape()[0];
+    V y;
+    try {
+      y = as_scalars(detail::call<NX, NP>(*f_, z, x, theta));
+    } catch (const ShapeError& error) {
+      if (count == batch_) throw;
+      throw ShapeError(message(error.what(), " (f was called for ", count, " of ", batch_,
+                               " samples: whatever has a row a sample belongs into inputs(...))"));
+    }
+    check_shape(y.shape(), count);
+    return y;
+  }
   void record_if_needed() {
     if (at_) record(*at_, 1);
   }
@@ -171,6 +183,7 @@ class TapedMap {
   }
 
   F* f_ = nullptr;
+  Index batch_ = 0;
   Shape state_;
   std::vector<Tensor<B>> x_, theta_, gathered_;
   std::vector<Index> gathered_for_, host_ids_;

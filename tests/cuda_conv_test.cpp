@@ -531,7 +531,7 @@ TEST_CASE("The sum of a convolution is cut by its geometry alone, where pixels a
 TEST_CASE("A long sum is cut into parts of whole blocks that make it up") {
   for (const Index terms : {0, 1, 511, 512, 513, 32768, 131072})
     for (const Index tiles : {1, 5, 72, 1000}) {
-      const cuda::SumPlan plan(terms, tiles, 132, 512);
+      const cuda::SumPlan plan = cuda::SumPlan::of_tiles(terms, tiles, 132, 512);
       CHECK(plan.parts >= 1);
       CHECK(plan.terms_a_part % 512 == 0);
       CHECK(plan.parts * plan.terms_a_part >= terms);

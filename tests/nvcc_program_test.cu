@@ -46,8 +46,8 @@ bool trains() {
       adam.apply(model.parameters());
     });
     losses.push_back(classifier.last_report().loss);
-    std::printf("loss %.4f\n", losses.back());
   }
+  for (const double loss : losses) std::printf("loss %.4f\n", loss);
   return std::isfinite(losses.back()) && losses.back() < losses.front();
 }
 

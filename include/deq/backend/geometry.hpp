@@ -48,6 +48,7 @@ struct NormGeometry {
   bool shared = false;
 
   DEQ_HOST_DEVICE Index groups() const { return channels / channels_per_statistic; }
+  DEQ_HOST_DEVICE Index statistics() const { return (shared ? 1 : samples) * groups(); }
   /// Numbers that one statistic is taken of.
   DEQ_HOST_DEVICE Index count() const {
     return (shared ? samples : 1) * channels_per_statistic * pixels;

@@ -85,7 +85,7 @@ struct LastBlock {
       put(s, k, sum);
     }
     __syncthreads();
-    if (threadIdx.x < warp_threads) then(s, Team<warp_threads>{static_cast<int>(threadIdx.x)});
+    if (threadIdx.x < warp_threads) then(s, Warp{static_cast<int>(threadIdx.x)});
   }
 };
 struct Nothing {

@@ -97,7 +97,7 @@ void broadcast_sum(Cuda<S>, const LoopNest<K>& nest, Function f, S* out, bool ac
     cuda::launch(cuda::grid_of(kept.count), cuda::broadcast_kernel<false, S, Term, K>, kept,
                  reduced, term, out, accumulate);
   else
-    cuda::launch({.x = std::min<Index>(kept.count, 1 << 16)},
+    cuda::launch({.x = std::min(kept.count, cuda::enough_blocks)},
                  cuda::broadcast_kernel<true, S, Term, K>, kept, reduced, term, out, accumulate);
 }
 

@@ -98,7 +98,6 @@ __device__ S times(S p, S x) {
 /// Nowhere, if there is no batch.
 template <class X>
 struct Whole {
-  using Number = X;
   BatchView<X> batch;
   __device__ X* column(Index s, Index) const { return batch.data ? batch.col(s) : nullptr; }
   const X* data() const { return batch.data; }
@@ -111,7 +110,6 @@ struct Compact {
 };
 template <class X>
 struct InSlot {
-  using Number = X;
   BasisView<X> basis;
   const Index* slot;
   __device__ X* column(Index s, Index) const {

@@ -150,6 +150,7 @@ struct Cuda<S, cuda::Strict> : cuda::PooledMemory {
         a, f, z, g, h, rank,
         cuda::AddedByLastBlock{cuda::PutProducts<S>{h.capacity, out, g_squared, f_squared}, then});
   }
+  /// Of residual; public for nvcc, which takes no device lambda in a private function.
   template <class T, class Sums>
   static void project_residual(Samples a, ConstView f, ConstView z, View g, BasisView<T> h,
                                const Index* rank, const Sums& sums) {

@@ -28,13 +28,13 @@ __global__ void __launch_bounds__(threads)
                    c + blockIdx.z * a.extent * b.extent, accumulate);
 }
 
-/// A long sum of few columns, as a classifier has it, is cut into parts. Into how many does not
-/// depend on the rows, of which each is by itself.
+/// C (+)= A B. A long sum of few columns, as a classifier has it, is cut into parts. Into how many
+/// does not depend on the rows, of which each is by itself.
 template <class A, class S>
 void multiply(const MatrixView<S>& a, const MatrixView<S>& b, Index terms, S* c, bool accumulate) {
   const TilePlan plan(a.extent, b.extent, processors());
-  constexpr Index least = 256, of_device = 132, most = 8;
-  const SumPlan sum(terms, 2 * of_device / (plan.column_tiles > 1 ? 1 : most), of_device, least);
+  constexpr Index least = 256, most = 8;
+  const SumPlan sum(terms, plan.column_tiles > 1 ? 1 : most, least);
   const bool in_parts = sum.parts > 1;
   const Index size = a.extent * b.extent;
   const Scratch<S> parts(in_parts ? sum.parts * size : 0);
@@ -48,7 +48,7 @@ void multiply(const MatrixView<S>& a, const MatrixView<S>& b, Index terms, S* c,
            accumulate && !in_parts);
   });
   if (in_parts)
-    add_parts(sum.parts, size, parts.data(),
+    sum_parts(sum.parts, size, parts.data(),
               [=] __device__(Index i, S total) { put(c[i], total, accumulate); });
 }
 

@@ -195,8 +195,8 @@ class Replay {
   std::unique_ptr<Graph> graph_;
 };
 
-/// Sets whether a loop goes on: by one warp.
-template <int lanes>
+/// Sets whether a loop goes on: by one warp. A template, as all kernels of headers.
+template <int lanes = warp_threads>
 __global__ void go_on_kernel(Samples a, cudaGraphConditionalHandle handle) {
   bool anybody = false;
   for (Index first = 0; first < a.count; first += lanes) {
@@ -211,9 +211,7 @@ void Graph::repeat(const Samples& a, Work&& work) {
   Position here = Position::now();
   cudaGraphConditionalHandle handle{};
   check(cudaGraphConditionalHandleCreate(&handle, here.graph, 0, 0), "make a condition");
-  const auto go_on = [&] {
-    cuda::launch({.block = warp_threads}, go_on_kernel<warp_threads>, a, handle);
-  };
+  const auto go_on = [&] { cuda::launch({.block = warp_threads}, go_on_kernel<>, a, handle); };
   go_on();
 
   here = Position::now();

@@ -152,11 +152,11 @@ __global__ void index_kernel(Index n, Body body) {
   const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
   for (Index i = thread_index(); i < n; i += stride) body(i);
 }
+/// Blocks that are enough for every device; with more to do, each does several things.
+inline constexpr Index enough_blocks = 1 << 16;
 /// A thread for each of n indices, or for several of them.
 inline Grid grid_of(Index n) {
-  constexpr Index most = 1 << 16;  // enough for every device
-  const Index blocks = divide_up<Index>(n, threads);
-  return {.x = blocks < most ? blocks : most};
+  return {.x = std::min<Index>(divide_up<Index>(n, threads), enough_blocks)};
 }
 /// body(i) for i in [0, n), neighbours by neighbouring threads.
 template <class Body>

@@ -12,8 +12,6 @@ namespace deq {
 
 namespace cuda {
 
-using Warp = Team<warp_threads>;
-
 /// The largest number of a warp, in every thread of it.
 template <class S>
 __device__ S warp_max(S v) {

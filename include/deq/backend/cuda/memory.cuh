@@ -133,8 +133,8 @@ class DevicePool {
   Ranges unused_;
 };
 
-/// Counters for kernels that count up to a limit, and then begin with 0 again: they are 0 for every
-/// launch that is given them.
+/// Counters for kernels all of whose blocks count up to a limit, of which the last brings a counter
+/// back to 0 (atomicInc): they are 0 for every launch that is given them.
 class Counters {
  public:
   Counters() = default;
@@ -168,8 +168,7 @@ class Counters {
     size_ = n;
     used_ = 0;
     // In a stream of its own, since something may be recorded in the other.
-    cudaStream_t stream = nullptr;
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "create a stream");
+    const cudaStream_t stream = detail::new_stream();
     const cudaError_t status = cudaMemsetAsync(block, 0, n * sizeof *block, stream);
     const cudaError_t done = cudaStreamSynchronize(stream);
     cudaStreamDestroy(stream);
@@ -182,7 +181,8 @@ class Counters {
   std::size_t size_ = 0, used_ = 0;  ///< of the last one
 };
 
-/// Works side by side, for others that go on with them; 0: none yet.
+/// The lanes of works that were recorded side by side, for later works to go on in: each finds
+/// there what the one before it in its lane has given back. 0: none yet.
 struct Lanes {
   std::size_t first = 0;  ///< the number of lane 0, those of the others follow
 };

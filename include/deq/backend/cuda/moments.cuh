@@ -107,11 +107,11 @@ template <int size, class S>
 void add_moments(const NormGeometry& g, const MomentParts<const S>& moments,
                  const NormStatistics<S>& to) {
   using Some = MomentsOfThread<S>;
-  const Index samples = g.shared ? 1 : g.samples, groups = g.groups();
+  const Index groups = g.groups();
   const int width = static_cast<int>(g.channels_per_statistic);
   const int items = static_cast<int>(moments.parts * (g.shared ? g.samples : 1)) * width;
   const Divisor by_width(std::max(width, 1));
-  for_each_team<size>(samples * groups, [=] __device__(Index s, Team<size> team) {
+  for_each_team<size>(g.statistics(), [=] __device__(Index s, Team<size> team) {
     const Index sample = s / groups;
     const int channel = width * static_cast<int>(s - sample * groups);
     constexpr int batch = size * Some::items;

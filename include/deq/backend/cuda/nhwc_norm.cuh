@@ -367,8 +367,8 @@ void normalize_vjp_sums(const NhwcNorm<S>& norm, const X* u, const X* y, const X
 template <class S>
 void means_of_groups(const NhwcNorm<S>& norm, const S* sums_d, const S* sums_du, S* means) {
   const NormGeometry& g = norm.geometry;
-  const Index groups = g.groups(), statistics = (g.shared ? 1 : g.samples) * groups;
-  for_each_team<warp_threads>(statistics, [=] __device__(Index s, Team<warp_threads> team) {
+  const Index groups = g.groups(), statistics = g.statistics();
+  for_each_team<warp_threads>(statistics, [=] __device__(Index s, Warp team) {
     const Index width = norm.geometry.channels_per_statistic, first = s % groups * width,
                 sums = s / groups * norm.geometry.channels + first;
     S mean[2] = {};  // of e, and of e v
@@ -388,8 +388,7 @@ template <int n, class S, class X>
 void normalize_vjp(const NhwcNorm<S>& norm, const X* u, const X* y, const X* cotangent,
                    const S* sums_d, const S* sums_du, const S* mask, NhwcSink<X> of_residual,
                    NhwcSink<X> of_u, X* masked) {
-  const Index statistics =
-      (norm.geometry.shared ? 1 : norm.geometry.samples) * norm.geometry.groups();
+  const Index statistics = norm.geometry.statistics();
   const Scratch<S> scratch(sums_d ? 2 * statistics : 0);
   const S* const means = sums_d ? scratch.data() : nullptr;
   if (sums_d) means_of_groups(norm, sums_d, sums_du, scratch.data());

@@ -13,10 +13,6 @@ namespace deq {
 
 namespace cuda {
 
-using Block = Team<threads>;
-
-inline Index statistics(const NormGeometry& g) { return (g.shared ? 1 : g.samples) * g.groups(); }
-
 /// The geometry of statistics of the batch, one a channel.
 inline NormGeometry of_batch(NormGeometry g) {
   g.channels_per_statistic = 1;
@@ -34,8 +30,8 @@ __device__ inline Index in_statistic(const NormGeometry& g, Index s, Index i) {
 
 /// put(s, mean, biased variance) of every statistic.
 template <class S, class Put>
-void moments(const NormGeometry& g, const S* x, Put put) {
-  for_each_team<threads>(statistics(g), [=] __device__(Index s, Block block) {
+void take_moments(const NormGeometry& g, const S* x, Put put) {
+  for_each_team<threads>(g.statistics(), [=] __device__(Index s, Block block) {
     const Index n = g.count();
     const S count = static_cast<S>(n);
     const S mean = block.sum(n, [&](Index i) { return x[in_statistic(g, s, i)]; }) / count;
@@ -52,7 +48,7 @@ void moments(const NormGeometry& g, const S* x, Put put) {
 template <class S>
 void norm_vjp_input(const NormGeometry& g, bool constant_statistics, const S* x, const S* mean,
                     const S* inverse, const S* weight, const S* dy, S* dx, bool accumulate) {
-  for_each_team<threads>(statistics(g), [=] __device__(Index s, Block block) {
+  for_each_team<threads>(g.statistics(), [=] __device__(Index s, Block block) {
     const Index n = g.count();
     const S m = mean[s], r = inverse[s];
     const auto d = [&](Index k) {
@@ -80,7 +76,7 @@ void norm_vjp_input(const NormGeometry& g, bool constant_statistics, const S* x,
 /// mean and inverse deviation 1/sqrt(variance + eps) of every group of channels of every sample.
 template <class S>
 void group_statistics(Cuda<S>, const NormGeometry& g, S eps, const S* x, S* mean, S* inverse) {
-  cuda::moments(g, x, [=] __device__(Index s, S m, S variance) {
+  cuda::take_moments(g, x, [=] __device__(Index s, S m, S variance) {
     mean[s] = m;
     inverse[s] = 1 / std::sqrt(variance + eps);
   });
@@ -90,7 +86,7 @@ void group_statistics(Cuda<S>, const NormGeometry& g, S eps, const S* x, S* mean
 template <class S>
 void batch_statistics(Cuda<S>, const NormGeometry& g, const S* x, S* mean, S* variance) {
   cuda::require_all_rows(g.samples, "statistics of a batch");
-  cuda::moments(cuda::of_batch(g), x, [=] __device__(Index c, S m, S v) {
+  cuda::take_moments(cuda::of_batch(g), x, [=] __device__(Index c, S m, S v) {
     mean[c] = m;
     variance[c] = v;
   });

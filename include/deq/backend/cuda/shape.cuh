@@ -12,37 +12,38 @@ namespace deq {
 namespace cuda {
 
 /// Rows and columns of the square that a block transposes.
-inline constexpr int tile = 32;
+inline constexpr int transposed_side = 32;
 
 /// Matrices, one a sample.
 struct TransposeGeometry {
   Index samples, rows, columns;
 
-  DEQ_HOST_DEVICE Index row_tiles() const { return divide_up<Index>(rows, tile); }
-  DEQ_HOST_DEVICE Index column_tiles() const { return divide_up<Index>(columns, tile); }
+  DEQ_HOST_DEVICE Index row_tiles() const { return divide_up<Index>(rows, transposed_side); }
+  DEQ_HOST_DEVICE Index column_tiles() const { return divide_up<Index>(columns, transposed_side); }
 };
 
 /// Through shared memory, so that both sides of it are read and written along their rows.
 template <class S>
 __global__ void __launch_bounds__(threads)
     transpose_kernel(TransposeGeometry g, RowSet samples, const S* x, S* y, bool accumulate) {
-  __shared__ S square[tile][tile + 1];  // the columns in different banks
+  __shared__ S square[transposed_side][transposed_side + 1];  // the columns in different banks
   const Index block = blockIdx.x, row_block = block / g.column_tiles();
-  const Index column = block % g.column_tiles() * tile, row = row_block % g.row_tiles() * tile;
+  const Index column = block % g.column_tiles() * transposed_side,
+              row = row_block % g.row_tiles() * transposed_side;
   const Index sample = row_block / g.row_tiles();
   if (!samples.contains(sample)) return;
-  const int lane = static_cast<int>(threadIdx.x) % tile,
-            first = static_cast<int>(threadIdx.x) / tile;
-  constexpr int step = threads / tile;
+  const int lane = static_cast<int>(threadIdx.x) % transposed_side,
+            first = static_cast<int>(threadIdx.x) / transposed_side;
+  constexpr int step = threads / transposed_side;
 
   x += sample * g.rows * g.columns + row * g.columns + column;
 #pragma unroll
-  for (int k = first; k < tile; k += step)
+  for (int k = first; k < transposed_side; k += step)
     if (row + k < g.rows && column + lane < g.columns) square[k][lane] = x[k * g.columns + lane];
   __syncthreads();
   y += sample * g.rows * g.columns + column * g.rows + row;
 #pragma unroll
-  for (int k = first; k < tile; k += step)
+  for (int k = first; k < transposed_side; k += step)
     if (column + k < g.columns && row + lane < g.rows)
       put(y[k * g.rows + lane], square[lane][k], accumulate);
 }

@@ -48,6 +48,9 @@ struct Team {
   }
 };
 
+using Warp = Team<warp_threads>;
+using Block = Team<threads>;
+
 template <int size, class Body>
 __global__ void __launch_bounds__(threads) team_kernel(Index n, Body body) {
   const Index i = thread_index() / size;

@@ -11,58 +11,71 @@
 namespace deq::cuda {
 
 /// body(integral constants of rows, columns) for the tile of a plan.
-template <class Body>
+template <bool may_be_wide = false, class Body>
 void with_tile(const TilePlan& plan, Body&& body) {
   constexpr std::integral_constant<int, 128> high;
-  constexpr std::integral_constant<int, 64> low, wide;
+  constexpr std::integral_constant<int, 64> low, standard;
+  if constexpr (may_be_wide)
+    if (plan.columns == TilePlan::wide)
+      return body(high, std::integral_constant<int, TilePlan::wide>{});
   if (plan.columns == 32)
     body(high, std::integral_constant<int, 32>{});
   else if (plan.rows == 64)
-    body(low, wide);
+    body(low, standard);
   else
-    body(high, wide);
+    body(high, standard);
+}
+
+/// The outputs of one phase, by tiles T of patches that are gathered; the channels come in packs of
+/// `width`.
+template <class T, int width, class X>
+void convolve_gathered(const ConvPlan& plan, const X* x, const typename T::Word* packed,
+                       const ConvEpilogue<typename T::S, X>& epilogue) {
+  launch({.x = plan.tiles.row_tiles, .y = plan.tiles.column_tiles, .shared_bytes = T::shared_bytes},
+         implicit_gemm_kernel<T, width, X>, plan.map, plan.segments, RowSet::of(plan.map.samples),
+         x, packed, plan.weight.depth, epilogue);
+}
+/// The same by tiles that keep a halo, `taps` taps between two barriers.
+template <class T, int width, int taps, bool in_place, class X>
+void convolve_halos(const ConvPlan& plan, const X* x, const typename T::Word* packed,
+                    const ConvEpilogue<typename T::S, X>& epilogue) {
+  using S = typename T::S;
+  const ImageMap& map = plan.map;
+  const RowSet samples = RowSet::of(map.samples);
+  const Halo halo(map, T::rows);
+  const Index count = plan.sum.parts,
+              tiles_a_block = count > 1 ? 1 : plan.tiles.tiles_a_block(processors());
+  const Grid grid{.x = plan.tiles.row_tiles,
+                  .y = divide_up(plan.tiles.column_tiles, tiles_a_block),
+                  .z = count,
+                  .shared_bytes = halo_bytes<T, taps>(halo, plan.weight.slices())};
+  const Scratch<S> parts(count > 1 ? count * grid.x * grid.y * numbers_of_tile<T>() : 0);
+  launch(grid, halo_kernel<T, width, taps, in_place, X>, map, plan.segments, halo, samples, x,
+         packed, plan.weight.slices(), static_cast<int>(plan.sum.terms_a_part),
+         plan.weight.words_of_tile(), static_cast<int>(plan.tiles.column_tiles),
+         static_cast<int>(tiles_a_block), parts.data(), epilogue);
+  if (count > 1)
+    launch({.x = grid.x, .y = grid.y}, add_tile_parts_kernel<T, X>, map, plan.segments, samples,
+           parts.data(), static_cast<int>(count), epilogue);
 }
 
 /// The outputs of one phase, from its packed weight.
 template <class A, class S, class X>
 void convolve(const ConvPlan& plan, const X* x, const S* packed, ConvEpilogue<S, X> epilogue) {
   const ImageMap& map = plan.map;
-  const Segments& segments = plan.segments;
-  const PackedWeight& weight = plan.weight;
-  const SumPlan& sum = plan.sum;
-  const TilePlan& tiles = plan.tiles;
   epilogue.packed = in_packs<8>(map.out_channels, epilogue.u, epilogue.parts.addend,
                                 epilogue.parts.bias, epilogue.parts.mask);
   epilogue.plain = !epilogue.parts.bias && !epilogue.parts.mask && !epilogue.parts.addend;
+  const auto* const words = reinterpret_cast<const typename A::Word*>(packed);
   const auto by_tiles = [&](auto rows, auto columns) {
     using T = Tile<A, rows, columns>;
-    const auto* const words = reinterpret_cast<const typename T::Word*>(packed);
-    const RowSet samples = RowSet::of(map.samples);
-    Grid grid{.x = tiles.row_tiles, .y = tiles.column_tiles, .shared_bytes = T::shared_bytes};
     const auto by_width = [&](auto width) {
       if constexpr (columns != TilePlan::wide)
-        if (!weight.halo)
-          return launch(grid, implicit_gemm_kernel<T, width, X>, map, segments, samples, x, words,
-                        weight.depth, epilogue);
-      const Halo halo(map, rows);
-      const Index tiles_a_block = sum.parts > 1 ? 1 : tiles.tiles_a_block(processors());
-      grid.y = divide_up(tiles.column_tiles, tiles_a_block);
-      grid.z = sum.parts;
-      const Scratch<S> parts(sum.parts > 1 ? sum.parts * grid.x * grid.y * part_size<T>() : 0);
+        if (!plan.weight.halo) return convolve_gathered<T, width>(plan, x, words, epilogue);
       const auto with_taps = [&](auto taps) {
-        grid.shared_bytes = halo_bytes<T, taps>(halo, weight.slices());
-        const auto start = [&](auto in_place) {
-          launch(grid, halo_kernel<T, width, taps, in_place, X>, map, segments, halo, samples, x,
-                 words, weight.slices(), static_cast<int>(sum.terms_a_part), weight.words_of_tile(),
-                 static_cast<int>(tiles.column_tiles), static_cast<int>(tiles_a_block),
-                 parts.data(), epilogue);
-          if (parts.data())
-            launch({.x = grid.x, .y = grid.y}, add_parts_kernel<T, X>, map, segments, samples,
-                   parts.data(), static_cast<int>(sum.parts), epilogue);
-        };
         if constexpr (A::tensor_cores && width > 1)
-          if (map.in_squares) return start(std::true_type{});
-        start(std::false_type{});
+          if (map.in_squares) return convolve_halos<T, width, taps, true>(plan, x, words, epilogue);
+        convolve_halos<T, width, taps, false>(plan, x, words, epilogue);
       };
       // Three stages of doubles would not find room on all devices.
       if constexpr (width > 1 && sizeof(S) <= 4)
@@ -71,11 +84,7 @@ void convolve(const ConvPlan& plan, const X* x, const S* packed, ConvEpilogue<S,
     };
     with_packs(map.channels, by_width, x);
   };
-  if constexpr (PackedWeight::may_be_wide(A::numbers))
-    if (tiles.columns == TilePlan::wide)
-      return by_tiles(std::integral_constant<int, 128>{},
-                      std::integral_constant<int, TilePlan::wide>{});
-  with_tile(tiles, by_tiles);
+  with_tile<PackedWeight::may_be_wide(A::numbers)>(plan.tiles, by_tiles);
 }
 /// The convolution, or its transpose, of all of x with a packed weight. Phases do not wait for each
 /// other where that can be said, in a graph, unless they need memory for parts of sums.

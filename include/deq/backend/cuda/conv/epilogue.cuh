@@ -30,7 +30,7 @@ struct ConvEpilogue {
     const Index at = static_cast<Index>(pixel) * map.out_channels + channel;
     if (packed) {
       if (channel >= map.out_channels) return {};
-      if (!plain) add_parts(value, map, pixel, channel, at);
+      if (!plain) apply(value, map, pixel, channel, at);
       const Pack<X, n> stored = as<X>(value);
       store_pack(u + at, stored);
       return stored;
@@ -44,7 +44,7 @@ struct ConvEpilogue {
       for (int k = 0; k + 1 < n; ++k) value.word[k] = value.word[k + 1];
       value.word[n - 1] = 0;
       if (channel + i >= map.out_channels) continue;
-      add_parts(one, map, pixel, channel + i, at + i);
+      apply(one, map, pixel, channel + i, at + i);
       const X stored = X(one.word[0]);
       u[at + i] = stored;
       value.word[n - 1] = static_cast<S>(stored);
@@ -54,8 +54,8 @@ struct ConvEpilogue {
 
  private:
   template <int n>
-  __device__ void add_parts(Pack<S, n>& value, const ImageMap& map, int pixel, int channel,
-                            Index at) const {
+  __device__ void apply(Pack<S, n>& value, const ImageMap& map, int pixel, int channel,
+                        Index at) const {
     const auto combine = [&value](const Pack<S, n>& with, auto operation) {
 #pragma unroll
       for (int i = 0; i < n; ++i) value.word[i] = operation(value.word[i], with.word[i]);

@@ -161,10 +161,11 @@ constexpr int halo_blocks() {
   return T::rows == 64 ? 4 : 3;
 }
 
-/// Multiplies `taps` taps of a line of the kernel between two barriers. A block takes some tiles of
-/// columns one after the other, whose packed weights follow each other; it fetches its pixels for
-/// each, unless they all find room. Of a sum that is cut into parts it has `slices_a_part` of all
-/// `slices`, of one tile of columns, and leaves them in `parts`.
+/// Tiles of u = patches(x) W, of pixels blockIdx.x, by their epilogue. A pixel is read once a slice
+/// of channels, for all taps. Multiplies `taps` taps of a line of the kernel between two barriers.
+/// A block takes some tiles of columns one after the other, whose packed weights follow each other;
+/// it fetches its pixels for each, unless they all find room. Of a sum that is cut into parts it
+/// has `slices_a_part` of all `slices`, of one tile of columns, and leaves them in `parts`.
 template <class T, int width, int taps, bool in_place, class X>
 __global__ void __launch_bounds__(threads, (halo_blocks<T, HaloPixels<T, X, width>>()))
     halo_kernel(ImageMap map, Segments segments, Halo halo, RowSet samples, const X* x,
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(threads, (halo_blocks<T, HaloPixels<T, X, widt
     product.wait();
     if (parts) {
       const Index number = (static_cast<Index>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x;
-      return put_part(product, parts + (number + blockIdx.x) * part_size<T>());
+      return put_part(product, parts + (number + blockIdx.x) * numbers_of_tile<T>());
     }
     write_tile<T>(map, segments, samples, first_row, tile * T::columns, epilogue, product);
   }

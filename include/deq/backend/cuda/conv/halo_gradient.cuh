@@ -81,7 +81,8 @@ __global__ void __launch_bounds__(threads, 2)
   static_assert(T::Arithmetic::numbers == 2 && T::columns == 64 && Pixels::behind);
   static_assert(!pairs || side == 3);
   constexpr int steps = T::rows / 16;
-  const int slice = static_cast<int>(blockIdx.x), first_output = static_cast<int>(blockIdx.y) * 64;
+  const int slice = static_cast<int>(blockIdx.x),
+            first_output = static_cast<int>(blockIdx.y) * T::columns;
   const int first = static_cast<int>(blockIdx.z) * tiles,
             last = first + tiles < row_tiles ? first + tiles : row_tiles;
   Word* const shared = dynamic_shared<Word>();

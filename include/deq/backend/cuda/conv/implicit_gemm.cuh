@@ -8,6 +8,8 @@
 
 namespace deq::cuda {
 
+/// A tile of u = patches(x) W (blockIdx.x: of pixels, blockIdx.y: of outputs), by its epilogue; the
+/// channels come in packs of `width`. Cost: every tap reads its pixels again.
 template <class T, int width, class X>
 __global__ void __launch_bounds__(threads)
     implicit_gemm_kernel(ImageMap map, Segments segments, RowSet samples, const X* x,

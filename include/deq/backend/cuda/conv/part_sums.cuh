@@ -8,11 +8,11 @@
 
 namespace deq::cuda {
 
-/// What a thread has of a tile, in fours, those of all threads of a block beside each other.
 template <class T>
-DEQ_HOST_DEVICE constexpr Index part_size() {
+DEQ_HOST_DEVICE constexpr Index numbers_of_tile() {
   return Index{T::rows} * T::columns;
 }
+/// Of four number i of this thread: those of all threads of a block are beside each other.
 template <class S>
 __device__ Index place_of_four(int i) {
   return 4 * (static_cast<Index>(i) * threads + threadIdx.x);
@@ -28,8 +28,9 @@ __device__ void put_part(Product& product, S* part) {
 /// Of `count` parts; those of one part of all tiles follow each other.
 template <class T, class X>
 __global__ void __launch_bounds__(threads)
-    add_parts_kernel(ImageMap map, Segments segments, RowSet samples, const typename T::S* parts,
-                     int count, ConvEpilogue<typename T::S, X> epilogue) {
+    add_tile_parts_kernel(ImageMap map, Segments segments, RowSet samples,
+                          const typename T::S* parts, int count,
+                          ConvEpilogue<typename T::S, X> epilogue) {
   using S = typename T::S;
   const Index first_row = static_cast<Index>(blockIdx.x) * T::rows;
   if (nobody(map, segments, samples, first_row, T::rows)) return;
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(threads)
               tiles = static_cast<Index>(gridDim.x) * gridDim.y;
   TileProduct<T, false> product;  // its numbers are where those of the others are
   for (int p = 0; p < count; ++p) {
-    const S* const part = parts + (p * tiles + tile) * part_size<T>();
+    const S* const part = parts + (p * tiles + tile) * numbers_of_tile<T>();
     product.for_each_four([part](S(&sums)[4], int i) {
       const Quad<S> more = load_pack<4>(part + place_of_four<S>(i));
 #pragma unroll

@@ -303,17 +303,24 @@ DEQ_HOST_DEVICE constexpr int channel_of_column(int column) {
   return column / 32 * 32 + thread * 8 + piece * 2 + column % 2;
 }
 
-/// Into how many parts the sum over `terms` is cut so that `tiles` times the parts keep the
-/// processors busy; a part has at least `least` terms, and all but the last a multiple of it.
+/// Processors of a large device. What decides about the order of a sample's sums counts on these,
+/// not on those that there are: no bit of its outputs depends on the device.
+inline constexpr Index reference_processors = 132;
+
+/// Into how many parts the sum over `terms` is cut: `wanted`, or fewer. A part has at least `least`
+/// terms, and all but the last a multiple of it.
 struct SumPlan {
   Index parts, terms_a_part;
 
-  SumPlan(Index terms, Index tiles, Index processors, Index least) {
-    const Index wanted = std::max<Index>(1, 2 * processors / std::max<Index>(tiles, 1));
+  SumPlan(Index terms, Index wanted, Index least) {
     const Index blocks = std::max<Index>(1, (terms + least - 1) / least);
     const Index blocks_a_part = (blocks + wanted - 1) / wanted;
     terms_a_part = blocks_a_part * least;
     parts = (blocks + blocks_a_part - 1) / blocks_a_part;
+  }
+  /// Into so many that those of all `tiles` keep the processors busy.
+  static SumPlan of_tiles(Index terms, Index tiles, Index processors, Index least) {
+    return {terms, std::max<Index>(1, 2 * processors / std::max<Index>(tiles, 1)), least};
   }
 };
 
@@ -392,14 +399,14 @@ struct PackedWeight {
 /// pixels, of which there would not be blocks enough. As if there were a batch for training on a
 /// large device: neither the samples nor the device change a sample's bits.
 inline SumPlan parts_of_slices(const ImageMap& map, const PackedWeight& weight) {
-  constexpr Index samples = 128, processors = 132, least_taps = 90;
+  constexpr Index samples = 128, least_taps = 90;
   const Index taps = std::max(map.y.taps * map.x.taps, 1),
               tile_rows = std::max(weight.halo_rows, 1),
               rows = Segments(map.pixels()).rows_of(samples);
   const Index tiles =
       (rows + tile_rows - 1) / tile_rows * (weight.columns / weight.columns_of_tile);
-  return SumPlan(weight.halo ? weight.slices() : 0, tiles, processors,
-                 (least_taps + taps - 1) / taps);
+  return SumPlan::of_tiles(weight.halo ? weight.slices() : 0, tiles, reference_processors,
+                           (least_taps + taps - 1) / taps);
 }
 
 /// All of that, for one phase of a convolution or of its transpose.

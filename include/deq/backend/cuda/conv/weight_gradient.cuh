@@ -43,20 +43,20 @@ __global__ void __launch_bounds__(threads)
 
 /// put_total(i, the sum of number i) of `count` parts of `size` numbers each.
 template <class S, class Put>
-void add_parts(Index count, Index size, const S* parts, Put put_total) {
+void sum_parts(Index count, Index size, const S* parts, Put put_total) {
   add_rows<S>(
       count, size, [=] __device__(Index p, Index i) { return parts[p * size + i]; }, put_total);
 }
 
-/// The sums of the parts of the gradient, depth x out_channels each, are put where they belong in
-/// dw.
+/// dw (+)= patches^T dy, depth x out_channels, in parts whose sums are put where they belong in dw.
 template <class A, class S, class X>
 void gather_gradient(const ImageMap& map, const X* x, const X* dy, S* dw, bool accumulate) {
   const Index depth = map.depth(), terms = static_cast<Index>(map.samples) * map.pixels();
   const int columns = map.out_channels, channels = map.channels, taps = map.y.taps * map.x.taps;
-  const TilePlan plan(depth, columns, 0);
-  constexpr Index least = 512;  // terms: fewer are not worth a part of their own
-  const SumPlan sum(terms, plan.row_tiles * plan.column_tiles, processors(), least);
+  const TilePlan plan(depth, columns, 0);  // high tiles: the parts keep the processors busy
+  constexpr Index least = 512;             // terms: fewer are not worth a part of their own
+  const SumPlan sum =
+      SumPlan::of_tiles(terms, plan.row_tiles * plan.column_tiles, processors(), least);
   const Index size = depth * columns;
   const Scratch<S> parts(sum.parts * size);
   with_tile(plan, [&](auto rows, auto tile_columns) {
@@ -76,7 +76,7 @@ void gather_gradient(const ImageMap& map, const X* x, const X* dy, S* dw, bool a
     with_packs_of<4>(channels, by_width, x);
   });
   const Divisor by_columns(columns), by_channels(channels);
-  add_parts(sum.parts, size, parts.data(), [=] __device__(Index i, S total) {
+  sum_parts(sum.parts, size, parts.data(), [=] __device__(Index i, S total) {
     const int k = by_columns.quotient(static_cast<int>(i)), o = static_cast<int>(i) - k * columns,
               tap = by_channels.quotient(k), c = k - tap * channels;
     put(dw[(static_cast<Index>(o) * channels + c) * taps + tap], total, accumulate);
@@ -93,7 +93,7 @@ void halo_gradient(const ImageMap& map, const Bfloat16* x, const Bfloat16* dy, S
   const Index row_tiles = divide_up<Index>(segments.rows_of(map.samples), rows),
               slices = divide_up<Index>(map.channels, T::stage),
               column_tiles = divide_up<Index>(map.out_channels, T::columns);
-  const SumPlan sum(row_tiles, slices * column_tiles, processors(), 1);
+  const SumPlan sum = SumPlan::of_tiles(row_tiles, slices * column_tiles, processors(), 1);
   const Index size = static_cast<Index>(map.depth()) * map.out_channels;
   const Scratch<S> parts(sum.parts * size);
   const auto start = [&](auto pairs) {
@@ -112,7 +112,7 @@ void halo_gradient(const ImageMap& map, const Bfloat16* x, const Bfloat16* dy, S
   } else {
     start(std::false_type{});
   }
-  add_parts(sum.parts, size, parts.data(),
+  sum_parts(sum.parts, size, parts.data(),
             [=] __device__(Index i, S total) { put(dw[i], total, accumulate); });
 }
 

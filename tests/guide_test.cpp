@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The code of docs/guide.md, compiled and run; docs_check.sh sees to it that the two agree.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -72,8 +75,6 @@ TEST_CASE("guide: solve") {
 }
 
 TEST_CASE("guide: choices") {
-  using deq::Anderson, deq::Armijo, deq::Broyden, deq::equilibrium, deq::FixedPoint, deq::Gdeq,
-      deq::Jfb, deq::Pairs, deq::StepsOnly;
   const Tensor W = uniform({50, 50}, 1, 0.15), b = uniform({50}, 2), x = uniform({8, 50}, 3);
   const Tensor z0({8, 50}, 0);
   const auto converges = [&](auto layer) {
@@ -81,6 +82,8 @@ TEST_CASE("guide: choices") {
     return layer.solve(z0, inputs(x), params(W, b)).report.all_converged();
   };
 
+  using deq::Anderson, deq::Armijo, deq::Broyden, deq::equilibrium, deq::FixedPoint, deq::Gdeq,
+      deq::Jfb, deq::Pairs, deq::StepsOnly;
   auto low_memory = equilibrium<Broyden<StepsOnly>, Gdeq>(f);
   auto careful = equilibrium<Broyden<Pairs, Armijo>, Gdeq>(f);
   auto anderson = equilibrium(f, Anderson{.memory = 5, .beta = 0.8}, Gdeq{});
@@ -110,6 +113,25 @@ TEST_CASE("guide: gradients") {
   CHECK(grad.report.mean_vjps() == 2);
   CHECK(grad.params[0].shape() == W.shape());
   CHECK(grad.inputs[0].shape() == x.shape());
+}
+
+TEST_CASE("guide: samples that did not converge") {
+  // z = x z^2 + 1/2: there is no such number for the second sample.
+  auto layer = deq::equilibrium<deq::Broyden<>, deq::Gdeq>(
+      [](const auto& z, const auto& x, const auto& a) { return x * square(z) + a; });
+  const Tensor x({2, 1}, {.25F, 50}), a({1}, .5F), target({2, 1}, 0);
+  const auto eq = layer.solve(Tensor({2, 1}, 0), inputs(x), params(a));
+  REQUIRE(eq.report.samples[0].converged());
+  REQUIRE_FALSE(eq.report.samples[1].converged());
+
+  Tensor h = eq.z - target;
+  for (deq::Index i = 0; i < h.extent(0); ++i)
+    if (!eq.report.samples[static_cast<std::size_t>(i)].converged())
+      std::fill_n(h.rows(i, 1).data(), h.rows(i, 1).size(), 0.F);
+
+  // dl/da = z / (1 - z / 2) of the first alone
+  const float z = eq.z.data()[0];
+  CHECK(layer.gradient(eq, h).params[0].item() == doctest::Approx(z / (1 - z / 2)).epsilon(0.02));
 }
 
 TEST_CASE("guide: train") {
@@ -152,6 +174,22 @@ TEST_CASE("guide: train") {
     if (step == 0) first = last;
   }
   CHECK(last < 0.8F * first);
+
+  const auto path = std::filesystem::temp_directory_path() /
+                    deq::message("deq_guide_", ::getpid(), ".safetensors");
+  const std::vector<float> W = parameters[1].value.to_host();
+
+  deq::SafetensorsWriter writer;
+  for (const auto& parameter : parameters)
+    writer.add<float>(parameter.name, parameter.value.shape(), parameter.value.to_host());
+  writer.write(path);
+  const auto file = deq::SafetensorsFile::open(path);
+  for (auto& parameter : parameters)
+    parameter.value =
+        deq::read_tensor<deq::Cpu<float>>(file, parameter.name, parameter.value.shape());
+
+  CHECK(parameters[1].value.to_host() == W);
+  std::filesystem::remove(path);
 }
 
 TEST_CASE("guide: several states") {

@@ -336,7 +336,7 @@ class Equilibrium {
   void bind(Ws& ws, const Sol& solution, const Block& block) {
     ws.x_rows.clear();
     for (const auto& x : solution.x_) ws.x_rows.push_back(x.rows(block.first, block.count));
-    ws.map.bind(f_, solution.z.extent(0), solution.state_, ws.x_rows, solution.theta_);
+    ws.map.bind(f_, solution.state_, ws.x_rows, solution.theta_, solution.z.extent(0));
     ws.x_rows.clear();
   }
 

@@ -21,10 +21,10 @@ class TapedMap {
  public:
   using Backend = B;
 
-  /// A block of the samples of a batch: z has the shape of one sample's state; x are that block's
-  /// rows.
-  void bind(F& f, Index batch, const Shape& state, std::span<const Tensor<B>> x,
-            std::span<const Tensor<B>> theta) {
+  /// A block of samples: z has the shape of one sample's state; x are that block's rows. Of `batch`
+  /// samples, if it is not the whole batch.
+  void bind(F& f, const Shape& state, std::span<const Tensor<B>> x,
+            std::span<const Tensor<B>> theta, Index batch = 0) {
     f_ = &f;
     batch_ = batch;
     state_ = state;
@@ -134,7 +134,7 @@ class TapedMap {
     try {
       y = as_scalars(detail::call<NX, NP>(*f_, z, x, theta));
     } catch (const ShapeError& error) {
-      if (count == batch_) throw;
+      if (count >= batch_) throw;
       throw ShapeError(message(error.what(), " (f was called for ", count, " of ", batch_,
                                " samples: whatever has a row a sample belongs into inputs(...))"));
     }

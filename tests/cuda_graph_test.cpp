@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -54,7 +55,7 @@ template <class Solver, class Policy>
 void check_recorded(const Solver& solver, const Policy& policy) {
   constexpr Index n = 6, dim = 10;
   auto layer = tanh_layer(solver, policy), direct = tanh_layer(solver, policy);
-  layer.certified = direct.certified = true;
+  layer.certified = direct.certified = !std::is_same_v<Policy, Unrolled>;
   const Tensor<B> z0({n, dim}, 0.f), x({n, dim}), w = random({dim, dim}, 1, 0.4),
                                                   h = random({n, dim}, 2, 1);
   assign(x, uneven_inputs(n, dim, 3));

@@ -11,14 +11,13 @@
 #include <vector>
 
 #include <deq/core/random.hpp>
+#include <deq/core/report.hpp>
 #include <deq/io/safetensors.hpp>
-
-#include "../support/worse.hpp"
 
 namespace reference {
 
 using deq::Index;
-using deq_test::worse;
+using deq::detail::worse;
 
 /// A sketch of x: its norm, then the products with `sketch_size` random vectors of +-1, keyed by
 /// the tensor's name. For an error e the products give ||e||^2 in the mean, so that the sketch of a

@@ -18,11 +18,10 @@
 #include <deq/inverse/concept.hpp>
 #include <deq/solver/concept.hpp>
 
-#include "worse.hpp"
-
 namespace deq_test {
 
 using deq::Index;
+using deq::detail::worse;
 
 /// Uniform numbers in [-1, 1), the same with every standard library.
 class Noise {

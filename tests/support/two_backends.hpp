@@ -15,7 +15,6 @@
 #include <deq/core/bfloat16.hpp>
 
 #include "maps.hpp"
-#include "worse.hpp"
 
 namespace deq_test {
 
